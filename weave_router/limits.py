@@ -16,9 +16,138 @@ NODES_MAX: Final = 8192
 
 # --- store ------------------------------------------------------------------------------------------------------
 
+COUNTER_BLOCK: Final = 1000
+"""Handshake counters reserved on disk at once: one commit (0.3 ms) per thousand handshakes; a start skips the rest."""
+
+PEERS_SEEN_MAX: Final = 2 * NODES_MAX
+"""Peer keys whose freshness the store remembers, least recently heard dropped first: a full cluster replaced once."""
+
+STORE_BUSY_SECONDS: Final = 5.0
+"""How long a write waits for somebody who holds the database open by hand (a backup, the sqlite3 shell)."""
+
 # --- tunnel -----------------------------------------------------------------------------------------------------
 
+TOKENS_MAX: Final = 4
+"""Lines of a token file: old, new, and room for a rotation begun while another ends; the worker tries each mac1 key."""
+
+TOKEN_FILE_MAX: Final = 4096
+"""Bytes read of a token file: four lines are under 400; whatever is larger is not one."""
+
+HANDSHAKE_DATAGRAM_MAX: Final = 548
+"""IPv4 hosts must take 576 bytes (RFC 791), less 28 of headers: handshakes and control messages cross every path."""
+
+DATAGRAM_FLOOR: Final = 548
+"""Smallest UDP payload that path MTU discovery assumes, for the same reason."""
+
+DATAGRAM_BASE: Final = 1200
+"""UDP payload after a black hole: RFC 8899 section 5.1.2 takes 1,200 for BASE_PLPMTU."""
+
+PATH_EPOCHS: Final = 16
+"""Epochs of a lane, 4 bits; a session never sees one twice."""
+
+INDEX_SLOTS: Final = 1 << 20
+"""Receiver indices: low 20 bits name the slot, high 12 the generation; slot 0 means none."""
+
+ENDPOINTS_MAX: Final = 4
+"""Addresses of one peer that one initiation is sent to: one message 1 to each, the first answer wins."""
+
+ATTEMPTS_OPEN_MAX: Final = 8
+"""Messages 1 of one initiation whose answer is still waited for: five fall within the first 5 s."""
+
+UNCONFIRMED_MAX: Final = 8
+"""Sessions of one peer that it has not been heard on: an initiation makes at most six within its first 5 s."""
+
+CHALLENGES_OPEN_MAX: Final = 4
+"""Candidate addresses of one peer under challenge at a time; a replayer cannot make us remember more."""
+
+HANDSHAKE_QUEUE_MAX: Final = 1024
+"""Handshake datagrams that wait for their share of the loop; at 20 % of a core that is about 2 s of work."""
+
+HANDSHAKE_LOOP_SHARE: Final = 0.2
+"""Part of the loop's time that handshakes may take: control frames and API calls come first."""
+
+STRANGERS_MAX: Final = 64
+"""Addresses of wrong versions and unknown tokens that status remembers; older ones are forgotten."""
+
 # --- mesh -------------------------------------------------------------------------------------------------------
+
+RECORDS_MAX: Final = NODES_MAX - 1
+"""Records in one table, the own one included: 8,190 peers (slots 2 to 8,191) and oneself."""
+
+RECORD_BYTES_MAX: Final = 4096
+"""A signed record: 8,191 of them stay under 34 MB, and one always fits one frame of a control link."""
+
+RECORD_NAME_MAX: Final = 64
+"""Letters of a node's name: a Linux host name has at most 64."""
+
+RECORD_ENDPOINTS_MAX: Final = 8
+"""Underlay addresses per node: two families on a few uplinks; each is one more address to try."""
+
+RECORD_LINKS_MAX: Final = 48
+"""Links per node (and per record): what a public node with NATed neighbours may hold."""
+
+RECORD_PREFIXES_MAX: Final = 64
+"""Prefixes per record that are no blocks; more belongs into a block, or the record would outgrow 4 KiB."""
+
+RECORD_GROUPS_MAX: Final = 32
+"""Multicast groups per record; a node that joins more asks for every flooded frame instead."""
+
+RECORD_TAGS_MAX: Final = 8
+"""Additive tags per record: room for what a later version wants to say, within 4 KiB."""
+
+RECORD_TAG_BYTES_MAX: Final = 32
+"""Bytes of a tag's key or value, for the same reason."""
+
+RECORD_TOKENS_MAX: Final = 4
+"""Token ids per record: a token file has one to four lines."""
+
+RECORD_BURST: Final = 8
+"""Records of one origin taken at once; after that one per second (design-control 3)."""
+
+RECORD_OWN_BURST: Final = 6
+"""Own records issued at once: below RECORD_BURST, so that delays on the way do not push honest ones over it."""
+
+RECORD_EXPIRE_SECONDS: Final = 24 * 3600
+"""A record whose node was unreachable for so long and holds no prefix is forgotten."""
+
+TARGETS_MAX: Final = 256
+"""Addresses given by hand: each is retried for ever, so their number bounds the work."""
+
+LINKS_DISCOVERED_MAX: Final = 8
+"""Links a node opens by itself to members it read of in the table (targets come on top)."""
+
+LINKS_MAX: Final = RECORD_LINKS_MAX
+"""Established links in all, and as many as the record can name."""
+
+DIALS_MAX: Final = 16
+"""Connections being opened at one time: a cluster full of dead members must not use up the descriptors."""
+
+OPENINGS_PER_ADDRESS_MAX: Final = 64
+"""Half-open inbound links per remote address (IPv6: per /64); the oldest is dropped."""
+
+OPENINGS_MAX: Final = 256
+"""Half-open inbound links in all; the oldest is dropped, so that a flood costs itself its place first."""
+
+OPENING_SECONDS: Final = 5.0
+"""An opening (TCP connect, three messages, both hellos) must be complete within this."""
+
+OPENING_MESSAGE_MAX: Final = 548
+"""Bytes of one handshake message, as for handshakes by UDP."""
+
+OPENING_LOOP_SHARE: Final = 0.2
+"""Share of the event loop's time that handshakes of links may take."""
+
+LINK_FRAME_MAX: Final = 65535
+"""A sealed frame on a link: its length is a u16."""
+
+LINK_BATCH_BYTES: Final = 48 * 1024
+"""Records or digest entries are put into frames of about this size: well under LINK_FRAME_MAX with one more record."""
+
+LINK_UNSENT_MAX: Final = 1 << 20
+"""Bytes a link may hold that its socket did not take; the rest waits as records in the outbox, one per node."""
+
+LINK_CLOSE_TEXT_MAX: Final = 200
+"""Characters of the reason in a close frame; it is shown in status."""
 
 # --- host -------------------------------------------------------------------------------------------------------
 
