@@ -151,4 +151,97 @@ LINK_CLOSE_TEXT_MAX: Final = 200
 
 # --- host -------------------------------------------------------------------------------------------------------
 
+TAP_QUEUE_LENGTH: Final = 128
+"""Frames the kernel queues before a TAP read; the default of 1,000 superframes would be 64 MB of delay."""
+
+UDP_BUFFER_BYTES: Final = 4 << 20
+"""Socket buffers of the UDP port: some 60 superframes; with the default of 208 KB a 125 us path loses half its speed."""
+
+LOCK_RETRY_SECONDS: Final = 0.05
+"""Pause between two tries at a TAP lock whose holder cannot be asked (another namespace)."""
+
+UNDERLAY_OVERHEAD: Final = 132
+"""Underlay MTU minus pod MTU: IPv6 underlay 102, relay wrapper 24, one VLAN tag 4, rounded up to an even 4-byte sum."""
+
+POD_MTU_MIN: Final = 1280
+"""Least MTU of IPv6 (RFC 8200 section 5): the kernel takes IPv6 off a link below it."""
+
+POD_MTU_MAX: Final = 65521
+"""What a TAP takes: 65,535 minus the Ethernet header."""
+
+SUPERFRAME_DATAGRAM_OVERHEAD: Final = 54
+"""Bytes a datagram carries beyond one pod MTU: Ethernet 14, data header 16, descriptor 8, tag 16."""
+
+SUPERFRAME_SEND_BYTES: Final = 65507
+"""UDP payload of one send, and of one train of UDP_SEGMENT."""
+
+SUPERFRAME_SEGMENTS: Final = 64
+"""Segments of one UDP_SEGMENT send before Linux 6.9."""
+
+PORT_NAME_TRIES: Final = 8
+"""Salted names tried for a port when its name is taken by another pod: 36 bits of hash make even one unlikely."""
+
+PORT_UP_SECONDS: Final = 2.0
+"""A veth port forwards within milliseconds of both ends being up; longer means that something took it down."""
+
+HANDOVER_REQUEST_BYTES: Final = 1 << 20
+"""One attach request: a CNI configuration with its environment is a few KB, runtimes pass prevResult of any length."""
+
+HANDOVER_DESCRIPTORS: Final = 2
+"""Descriptors of one attach request: the netlink socket and the namespace."""
+
+HANDOVER_READ_SECONDS: Final = 10.0
+"""A request that has not arrived whole by then is dropped: the sender is on this machine."""
+
+HANDOVER_CLIENTS: Final = 64
+"""Attach requests served at once; a kubelet starts some ten pods at a time, more wait in the socket's backlog."""
+
 # --- api --------------------------------------------------------------------------------------------------------
+
+API_BODY_MAX: Final = 64 * 1024
+"""A request is a few names and addresses; 1,000 targets by DNS name fit."""
+
+API_CONNECTIONS_MAX: Final = 64
+"""Requests under way at once: people, scrapers and a few captures; beyond it the newest is hung up on."""
+
+API_HANDLER_SECONDS: Final = 20.0
+"""What one answer may take; below API_CONNECTION_SECONDS, so that the asker still gets the sentence."""
+
+API_CONNECTION_SECONDS: Final = 30.0
+"""Age of any connection that is no capture: a client that sends half a request holds nothing for longer."""
+
+REPORT_ROWS_MAX: Final = 20_000
+"""Rows of one table in a report: twice the nodes of a full cluster; what is cut is counted in the report."""
+
+TARGETS_MAX: Final = 1_000
+"""Addresses given by hand; a cluster needs a handful, the rest is learned."""
+
+CAPTURE_SNAP_MAX: Final = 262_144
+"""Bytes kept of one frame: the usual bound of capture readers, above the largest superframe (64 KiB)."""
+
+CONFIG_FILE_MAX: Final = 64 * 1024
+"""A configuration file is under 2 KB; the bound keeps a wrong path (a log, a device) from being read in."""
+
+NAME_BYTES_MAX: Final = 253
+"""Name and nickname: a Kubernetes node name (a DNS subdomain) is at most that long."""
+
+BRIDGE_NAME_MAX: Final = 11
+"""Interface names have 15 bytes, and the TAP is called `<bridge>-tap`."""
+
+POD_MTU_MIN: Final = 1_280
+"""RFC 8200: the kernel takes IPv6 off a link below it."""
+
+POD_MTU_MAX: Final = 65_000
+"""A TAP takes 65,521; a frame of this MTU with VLAN tags still fits one 64 KiB buffer."""
+
+RANGE_PREFIX_MIN: Final = 8
+"""No private IPv4 range is larger than 10.0.0.0/8."""
+
+RANGE_PREFIX_MAX: Final = 28
+"""Below it a range has no room for two nodes' blocks (the smallest block is a /30)."""
+
+UNIX_PATH_MAX: Final = 107
+"""sun_path holds 108 bytes with the terminating zero (unix(7))."""
+
+LOG_QUEUE_MAX: Final = 10_000
+"""Records waiting for a stalled stderr: a burst of seconds; what is beyond is dropped and counted, nothing blocks."""
