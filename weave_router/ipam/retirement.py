@@ -1,0 +1,197 @@
+"""Retirement rounds (R4 to R9): taking the blocks of machines that the operator promises to be off.
+
+A round waits for the durable promise of every member but the victims and never times out into success. Must not know
+time; the driver repeats the question (``Retry``). Called by ``ownership.step`` only.
+"""
+
+from __future__ import annotations
+
+from .knowledge import EVERYBODY, Out, electorate, issuing, knowledge_of, merge, restamp, send, voters
+from .values import (
+    Abort,
+    Aborted,
+    FrozenMap,
+    Knowledge,
+    Message,
+    Nack,
+    NodeId,
+    Promise,
+    Refused,
+    Register,
+    Retire,
+    RetireAsk,
+    Retired,
+    Round,
+    RoundId,
+    State,
+    Tell,
+    Waiting,
+)
+
+
+def on_retire(state: State, event: Retire, out: Out) -> State:
+    victims = event.victims - state.retired
+    reason = _refusal(state, victims)
+    if reason is not None:
+        out.append(reason)
+        return state
+    number = state.rounds_started + 1
+    named = FrozenMap({v: state.incarnations.get(v, 0) for v in victims})
+    opened = Round(RoundId(state.me, number), named, frozenset({state.me}))
+    state = state._replace(round=opened, rounds_started=number)
+    state = _promise(state, opened.id, victims, out)
+    ask(state, out)
+    return state
+
+
+def _refusal(state: State, victims: frozenset[NodeId]) -> Refused | None:
+    if not victims:
+        return Refused("already retired")
+    if not issuing(state):
+        return Refused("the gate of this node is not open")
+    if state.round is not None:
+        return Refused("this node has a round open already", frozenset(state.round.victims))
+    if state.leaving or state.me in victims or not victims <= electorate(state):
+        return Refused("not a member that can be retired from here", victims - electorate(state))
+    if not _few(state, victims):
+        return Refused("more than half of the members cannot be retired", victims)
+    holder = _holder(state, RoundId(state.me, state.rounds_started + 1), victims)
+    if holder is not None:
+        return Refused("another round is open", frozenset({holder.coordinator}))
+    return None
+
+
+def _few(state: State, victims: frozenset[NodeId]) -> bool:
+    """R8: at most half, or the victims could open each other's gates."""
+    return 2 * len(victims) <= len(voters(state))
+
+
+def _holder(state: State, asking: RoundId, victims: frozenset[NodeId]) -> RoundId | None:
+    """The open round that forbids a promise to ``asking`` (R6). One by a victim or an older one by the asker does not."""
+    for victim in sorted(victims - state.retired):
+        lock = state.locks.get(victim)
+        if lock is None or lock.coordinator in victims:
+            continue
+        if lock.coordinator != asking.coordinator or lock.number > asking.number:
+            return lock
+    return None
+
+
+def _promise(state: State, round_id: RoundId, victims: frozenset[NodeId], out: Out) -> State:
+    """R7: from here on no value issued by them, no gate opened for them, no block given to them."""
+    state = state._replace(
+        promised=state.promised | victims, locks=state.locks.with_items({v: round_id for v in victims})
+    )
+    return restamp(state, out)
+
+
+def ask(state: State, out: Out) -> None:
+    if state.round is not None:
+        send(state, out, EVERYBODY, RetireAsk(state.round.id, state.round.victims))
+
+
+def on_retire_ask(state: State, m: Message, body: RetireAsk, out: Out) -> State:
+    """Promise, or say why not. The promise carries all this node knows (R5)."""
+    victims = frozenset(body.victims)
+    if not issuing(state) or m.sender in state.promised or m.sender not in voters(state):
+        return state
+    if victims <= state.retired:
+        send(state, out, m.sender, Tell(knowledge_of(state)))
+        return state
+    for victim, named in sorted(body.victims.items()):
+        if victim == state.me or state.incarnations.get(victim, 0) > named:
+            send(state, out, m.sender, Nack(body.round, returned=victim))
+            return state
+    holder = _holder(state, body.round, victims)
+    if holder is not None:
+        send(state, out, m.sender, Nack(body.round, holder=holder))
+        return state
+    state = _promise(state, body.round, victims, out)
+    send(state, out, m.sender, Promise(body.round, knowledge_of(state)))
+    return state
+
+
+def on_promise(state: State, m: Message, body: Promise, out: Out) -> State:
+    current = state.round
+    if body.round.coordinator != state.me:
+        return state
+    if current is None or current.id != body.round:
+        send(state, out, m.sender, Aborted(body.round))
+        return state
+    state = merge(state, body.knowledge, out, accept=frozenset(current.victims))
+    return state._replace(round=Round(current.id, current.victims, current.acks | {m.sender}))
+
+
+def on_nack(state: State, m: Message, body: Nack, out: Out) -> State:
+    if state.round is None or state.round.id != body.round:
+        return state
+    if body.holder is not None:
+        out.append(Refused("another round is open", frozenset({body.holder.coordinator})))
+    elif body.returned is not None:
+        out.append(Refused("the machine was seen alive", frozenset({body.returned})))
+    return abort(state, out)
+
+
+def on_abort(state: State, event: Abort, out: Out) -> State:
+    return state if state.round is None else abort(state, out)
+
+
+def abort(state: State, out: Out) -> State:
+    """The lock goes, the promise stays: refusing a victim's values is safe for ever, a second round names it anew."""
+    assert state.round is not None
+    closed = state.round.id
+    state = _unlock(state._replace(round=None), closed)
+    send(state, out, EVERYBODY, Aborted(closed))
+    return state
+
+
+def on_aborted(state: State, m: Message, body: Aborted, out: Out) -> State:
+    return _unlock(state, body.round) if m.sender == body.round.coordinator else state
+
+
+def _unlock(state: State, closed: RoundId) -> State:
+    return state._replace(locks=state.locks.without([v for v, lock in state.locks.items() if lock == closed]))
+
+
+def continue_round(state: State, out: Out) -> State:
+    """Complete the open round when everybody has promised; give it up when a victim was seen alive. Runs after each
+    event, since members come and go while a round is open."""
+    current = state.round
+    if current is None or not issuing(state):
+        return state
+    victims = frozenset(current.victims) - state.retired
+    if not victims:  # retiring the retired is a no-op (R9)
+        return abort(state, out)
+    returned = frozenset(v for v in victims if state.incarnations.get(v, 0) > current.victims[v])
+    if returned:
+        out.append(Refused("the machine was seen alive", returned))
+        return abort(state, out)
+    missing = electorate(state) - frozenset(current.victims) - current.acks
+    if missing or not _few(state, victims):
+        out.append(Waiting(missing))
+        return state
+    return _complete(state, victims, out)
+
+
+def _complete(state: State, victims: frozenset[NodeId], out: Out) -> State:
+    """Take what the victims own, and what only they say that somebody else owns: its owner would have said so (R5)."""
+    gone = state.retired | victims
+    gen = max(1 + max((r.gen for r in state.registers.values()), default=0), len(gone))
+    taken = FrozenMap(
+        {
+            b: Register(gen, 0, state.me, state.me)
+            for b, r in state.registers.items()
+            if r.owner in victims or r.issuer in victims
+        }
+    )
+    state = state._replace(
+        registers=state.registers.with_items(taken),
+        retired=gone,
+        promised=state.promised | victims,
+        owed=state.owed.without(taken),
+        locks=state.locks.without(victims),
+        round=None,
+    )
+    send(state, out, EVERYBODY, Tell(Knowledge(registers=taken, retired=victims)))
+    out.append(Retired(victims))
+    return state
