@@ -187,7 +187,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         )
     try:
         with explained(path, "open", damage=True):
-            for pragma in ("synchronous = FULL", "foreign_keys = ON", "cell_size_check = ON", "trusted_schema = OFF"):
+            for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}")
     except BaseException:
         connection.close()
@@ -298,6 +298,7 @@ def _explained_files(directory: Path) -> Iterator[None]:
         ) from error
 
 
+_PRAGMAS: Final = ("synchronous = FULL", "foreign_keys = ON", "cell_size_check = ON", "trusted_schema = OFF")
 _DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 _HELD: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DISK: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}

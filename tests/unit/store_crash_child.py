@@ -1,0 +1,158 @@
+"""The process that dies: runs one life of a store again and again, ended at its n-th change of a file, for every n.
+
+Started by test_store_crash.py with crash_shim.so preloaded. After each death it opens what is left and compares it
+with the states that the same life goes through undisturbed: what was acknowledged is there, what was under way is
+there as a whole or not at all. Prints one line of JSON: how many deaths, and the first difference.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from weave_router import store_file
+from weave_router.store import Attachment, Store
+
+EXIT_CRASHED = 86
+POD = Attachment("c1", "eth0", (0x0A200001,), 12, 7, "boot", "vethwe1", b"\x0a\x58\x0a\x20\x00\x01")
+MOVED = Attachment("c1", "eth0", (0x0A200002, 0x0A200001), 12, 8, "boot", "vethwe2", b"\x0a\x58\x0a\x20\x00\x02")
+
+
+def opened(state: Path, seed: int) -> Store:
+    draws = iter(range(seed, 256))
+    return Store.open(state, boot_id=f"boot {seed}", random_bytes=lambda size: bytes([next(draws)]) * size)
+
+
+def life(state: Path) -> Iterator[Store | None]:
+    """Yields after each step that has returned: the store as it is then, None where it is closed."""
+    store = opened(state, 1)
+    yield store
+    steps: list[Callable[[], object]] = [
+        store.raise_incarnation,
+        lambda: store.counter_block(1000),
+        lambda: store.set_peer_seen(b"a" * 32, 1, 1),
+        lambda: store.set_targets(["one", "two"]),
+        lambda: store.attachment_put(POD),
+        lambda: store.attachment_put(MOVED),
+        lambda: store.set_setting("pod_mtu", "1368"),
+        lambda: store._rows("PRAGMA wal_checkpoint(TRUNCATE)"),
+        lambda: store.set_peer_seen(b"a" * 32, 1, 2),
+        lambda: _batch(store),
+        lambda: store.attachment_delete("c1", "eth0"),
+    ]
+    for step in steps:
+        step()
+        yield store
+    store.close()
+    yield None
+    store = opened(state, 10)
+    yield store
+    store.raise_incarnation()
+    yield store
+
+
+def _batch(store: Store) -> None:
+    with store.batch():
+        store.set_targets([])
+        store.set_peer_seen(b"b" * 32, 4, 4)
+        store.counter_block(2000)
+
+
+def contents(store: Store) -> list[str]:
+    values = (
+        store.identity(),
+        store.incarnation(),
+        store.run_nonce,
+        store.last_boot_id,
+        store.counter_start(),
+        store.peers_seen(),
+        store.targets(),
+        store.attachments(),
+        store.setting("pod_mtu"),
+    )
+    return [repr(value) for value in values]
+
+
+def states(state: Path) -> list[list[str]]:
+    """What is to be found after 0, 1, 2... acknowledged steps."""
+    found: list[list[str]] = []
+    for store in life(state):
+        found.append(contents(store) if store else found[-1])
+    return [found[0], *found]  # before the first step: the check itself makes the store
+
+
+def die_at(nth: int, power: bool, state: Path) -> tuple[int, bool]:
+    """One life in a child: (acknowledged steps, whether it died)."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        shim = ctypes.CDLL(None)
+        shim.crash_arm(os.fsencode(state), ctypes.c_long(nth), ctypes.c_int(power))
+        try:
+            for _ in life(state):
+                os.write(writer, b".")
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    acknowledged = 0
+    while chunk := os.read(reader, 4096):
+        acknowledged += len(chunk)
+    os.close(reader)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status not in (0, EXIT_CRASHED):
+        raise SystemExit(f"the life failed with status {status} at change {nth}")
+    return acknowledged, status == EXIT_CRASHED
+
+
+def difference(state: Path, acknowledged: int, expected: list[list[str]]) -> str | None:
+    allowed = expected[acknowledged : acknowledged + 2]
+    for shared in state.glob("*-shm"):  # memory does not outlive the process here: nobody else has it mapped
+        shared.unlink()
+    try:
+        with opened(state, 99 if acknowledged else 1) as store:  # other draws: a lost identity is not made alike
+            found = contents(store)
+            incarnation = store.incarnation()
+            if store.raise_incarnation() <= incarnation:
+                return "the incarnation did not rise"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None if found in allowed else f"found {found}, allowed {allowed}"
+
+
+def main(scratch: Path) -> dict[str, object]:
+    expected = states(scratch / "undisturbed")
+    deaths = 0
+    for nth in range(1, 10_000):
+        died = False
+        for power in (False, True):
+            state = scratch / f"{nth}-{power}"
+            acknowledged, crashed = die_at(nth, power, state)
+            wrong = difference(state, acknowledged, expected)
+            shutil.rmtree(state, ignore_errors=True)
+            if wrong:
+                return {"deaths": deaths, "wrong": f"change {nth}, power {power}, step {acknowledged}: {wrong}"}
+            died |= crashed
+            deaths += crashed
+        if not died:
+            return {"deaths": deaths, "wrong": None}
+    raise SystemExit("the life does not end")
+
+
+MUTANTS: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "not synced": lambda: setattr(store_file, "_PRAGMAS", ("synchronous = NORMAL", *store_file._PRAGMAS[1:])),
+    "no directory sync": lambda: setattr(store_file, "_fsync", lambda path: None),
+    "two commits": lambda: setattr(Store, "batch", lambda store: store._serial),
+}
+"""What the test breaks to see that the harness notices."""
+
+if __name__ == "__main__":
+    MUTANTS[sys.argv[2]]()
+    print(json.dumps(main(Path(sys.argv[1]))))
