@@ -1,0 +1,150 @@
+# One command per need. Each target does the set-up it needs; what is done leaves a stamp in .setup/, so that a second
+# run takes seconds. Tests, demo and benchmarks use the package as installed in .venv, never the source tree.
+#
+#   make demo            the main job in network namespaces (root); KEEP=1 leaves it up and says how to enter
+#   make test            all tests; ROOMS="unit kernel" some of them; ARGS="-k replay" for pytest
+#   make bench           the benchmarks
+#   make lint            ruff, mypy, stubtest, cython-lint, layering, documentation
+#   make debug           builds with live-buffer counters and asserts, runs unit and kernel tests on it
+#   make asan            builds with address and undefined-behaviour sanitizers, runs unit and security tests on it
+#   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number
+#   make soak-kernel     the kernel tests with a hundred times the traffic
+#   make install         the router and its systemd unit on this machine; make uninstall undoes it
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --retries 5 -q
+export PATH := $(abspath $(BIN)):$(PATH)
+unexport PYTHONPATH
+
+ROOMS ?=
+ARGS ?=
+FUZZ_INPUTS ?= 1000000
+PREFIX ?= /opt/weave-router
+DESTDIR ?=
+
+# -- set-up ------------------------------------------------------------------------------------------------------
+
+SOURCES := $(shell find weave_router cni_shim -type f ! -name '*.so' ! -name '*.pyc' ! -name '*.c.tmp' 2>/dev/null) \
+           meson.build meson_options.txt pyproject.toml
+
+.PHONY: help setup
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+
+setup: .setup/release
+
+.setup/packages: .ci/packages
+	@mkdir -p .setup
+	@.ci/packages
+	@touch $@
+
+.setup/venv: .setup/packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "weave-router needs Python 3.11 or newer")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The list changes when pyproject.toml changes what is needed, not with every edit of it.
+.setup/requirements.txt: pyproject.toml .ci/requirements .setup/venv
+	@$(BIN)/python .ci/requirements build dev > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+.setup/dependencies: .setup/requirements.txt .ci/constraints.txt
+	@echo "Installing Python packages into $(VENV)"
+	@$(PIP) install -r .setup/requirements.txt -c .ci/constraints.txt
+	@touch $@
+
+# Names of all sources: a removed file is a change too.
+.PHONY: force
+.setup/sources: force
+	@mkdir -p .setup
+	@printf '%s\n' $(sort $(SOURCES)) > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+# $(call build,NAME,SETUP ARGUMENTS,PIP ARGUMENTS): build NAME in build/NAME, with pip's output only when it fails.
+comma := ,
+define build
+	@echo "Building ($(1))"
+	@mkdir -p build/$(1)
+	@$(PIP) install --no-build-isolation --no-deps $(3) -Cbuild-dir=build/$(1) \
+	  $(foreach argument,$(2),-Csetup-args=$(argument)) . > build/$(1).log 2>&1 \
+	  || { cat build/$(1).log; exit 1; }
+endef
+
+.setup/release: .setup/dependencies .setup/sources $(SOURCES)
+	$(call build,release,-Dbuildtype=release -Dweave_debug=false,)
+	@touch $@
+
+# The other builds stand beside the installed one and shadow it only for those who ask, by PYTHONPATH.
+.setup/debug: .setup/dependencies .setup/sources $(SOURCES)
+	@rm -rf build/debug-site
+	$(call build,debug,-Dbuildtype=debugoptimized -Dweave_debug=true,--target build/debug-site)
+	@touch $@
+
+.setup/asan: .setup/dependencies .setup/sources $(SOURCES)
+	@rm -rf build/asan-site
+	$(call build,asan,-Dbuildtype=debugoptimized -Dweave_debug=true -Db_sanitize=address$(comma)undefined -Db_lundef=false,\
+	  --target build/asan-site)
+	@touch $@
+
+# -- run ---------------------------------------------------------------------------------------------------------
+
+.PHONY: demo test bench lint debug asan fuzz soak-kernel
+demo: .setup/release
+	@PYTHONPATH=tests $(BIN)/python -m lab.demo $(if $(KEEP),--keep)
+
+test: .setup/release
+	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
+
+bench: .setup/release
+	@PYTHONPATH=tests $(BIN)/python benchmarks/run.py $(ARGS)
+
+lint: .setup/release
+	@$(BIN)/python .ci/rooms quality -- $(ARGS)
+
+debug: .setup/debug
+	@PYTHONPATH=$(CURDIR)/build/debug-site $(BIN)/python .ci/rooms unit kernel -- $(ARGS)
+
+ASAN = PYTHONPATH=$(CURDIR)/build/asan-site PYTHONMALLOC=malloc \
+  LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" \
+  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+asan: .setup/asan
+	@$(ASAN) $(BIN)/python .ci/rooms unit security -- $(ARGS)
+
+fuzz: .setup/asan
+	@$(ASAN) FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python .ci/rooms unit security -- -k fuzz --timeout=0 $(ARGS)
+
+soak-kernel: .setup/release
+	@SOAK=1 $(BIN)/python .ci/rooms kernel -- --timeout=0 $(ARGS)
+
+# -- install -----------------------------------------------------------------------------------------------------
+
+.PHONY: install uninstall clean
+install: .setup/dependencies
+	@test "$$(id -u)" = 0 || { echo "make install needs root"; exit 1; }
+	@echo "Installing into $(DESTDIR)$(PREFIX)"
+	@$(PYTHON) -m venv --clear $(DESTDIR)$(PREFIX)
+	@$(BIN)/pip wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+	@$(DESTDIR)$(PREFIX)/bin/pip --disable-pip-version-check -q install -c .ci/constraints.txt build/dist/*.whl
+	@install -d $(DESTDIR)/usr/local/bin $(DESTDIR)/etc/systemd/system
+	@install -d -m 0700 $(DESTDIR)/etc/weave-router
+	@ln -sfn $(PREFIX)/bin/weave-router $(DESTDIR)/usr/local/bin/weave-router
+	@install -m 0644 deploy/weave-router.service $(DESTDIR)/etc/systemd/system/
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Next: weave-router token new > /etc/weave-router/token (mode 0600), then systemctl enable --now weave-router"
+
+uninstall:
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now weave-router || true; fi
+	@rm -rf $(DESTDIR)$(PREFIX) $(DESTDIR)/usr/local/bin/weave-router $(DESTDIR)/etc/systemd/system/weave-router.service
+	@echo "Left: /etc/weave-router, /var/lib/weave-router (weave-router reset removes bridge, TAP and state)"
+
+clean:
+	@rm -rf build .setup
