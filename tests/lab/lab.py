@@ -63,7 +63,9 @@ class Lab:
         self._catch_signals()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None and issubclass(kind, Exception):
             self.print_logs()
         if not (self.keep and kind is None):

@@ -107,7 +107,7 @@ class Namespace:
     def popen(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, output: IO[str] | None = None
     ) -> subprocess.Popen[str]:
-        """Start a program here. ``ip netns exec`` execs, so the pid is the program's. With ``output`` both streams go there."""
+        """Start a program here; ``ip netns exec`` execs, so the pid is the program's. ``output`` takes both streams."""
         return subprocess.Popen(
             self.argv(argv),
             stdin=subprocess.PIPE,

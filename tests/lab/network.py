@@ -45,7 +45,9 @@ class Segment:
         """The other end of the next wire; None while a cable has only one."""
         raise NotImplementedError
 
-    def connect(self, namespace: Namespace, interface: str, *, faults: Faults | None = None, offloads: bool | None = None) -> Wire | None:
+    def connect(
+        self, namespace: Namespace, interface: str, *, faults: Faults | None = None, offloads: bool | None = None
+    ) -> Wire | None:
         near = End(namespace, interface)
         far = self._far_end(near)
         if far is None:
@@ -120,7 +122,7 @@ class Node(Namespace):
         faults: Faults | None = None,
         offloads: bool | None = None,
     ) -> None:
-        """Lay a wire to the segment, take the next number's addresses, and the default route where there is a gateway."""
+        """Lay a wire, take the next number's addresses, and the default route where the segment has a gateway."""
         interface = f"eth{len(self.segments)}"
         number = segment.next_number() if number is None else number
         lines = self._address_lines(segment, interface, number, families)
@@ -170,7 +172,7 @@ class Gateway(Node):
         for segment, interface, _ in self.segments:
             self.ip(
                 f"route change {segment.v4} dev {interface} mtu lock {mtu}",
-                f"-6 route change {segment.v6} dev {interface} proto kernel mtu lock {mtu}",
+                f"route change {segment.v6} dev {interface} proto kernel metric 256 mtu lock {mtu}",
             )
 
     def block_icmp(self) -> None:
@@ -178,7 +180,7 @@ class Gateway(Node):
         self.nft(
             "table inet lab_silence { chain output { type filter hook output priority 0; policy accept;\n"
             "icmp type { destination-unreachable, time-exceeded } counter drop\n"
-            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded } counter drop\n} }\n"
+            "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded } counter drop\n}\n}\n"
         )
 
 

@@ -17,6 +17,7 @@
 #include <linux/if_packet.h>
 #include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -81,6 +82,15 @@ static int packet_socket(const char *interface)
     if (bind(fd, (struct sockaddr *)&a, sizeof a))
         die("bind");
     return fd;
+}
+
+static void stay_on_cpu(void)
+{   /* veth queues per CPU: a relay that moved would reorder by itself */
+    cpu_set_t one;
+    int cpu = sched_getcpu();
+    CPU_ZERO(&one);
+    CPU_SET(cpu < 0 ? 0 : cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
 }
 
 static void emit(struct direction *d, const uint8_t *data, size_t length)
@@ -195,6 +205,7 @@ int main(int argc, char **argv)
     sigaction(SIGTERM, &stop, NULL);
     signal(SIGINT, SIG_IGN);
     int a = packet_socket(argv[1]), b = packet_socket(argv[2]);
+    stay_on_cpu();
     ab.from = ba.to = a, ab.to = ba.from = b;
     printf("{\"ready\": true}\n");
     fflush(stdout);

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final
 
 from .namespace import LabError, Namespace, kill_process, run
@@ -172,7 +171,9 @@ class Router:
         done = self.host.run([program(), *words], env=self.environment, check=False, timeout=timeout)
         if check and done.returncode != 0:
             said = f"{done.stderr}{done.stdout}".strip()
-            raise RouterError(f"{self.name}: {' '.join(words)}: exit status {done.returncode}: {said}\n{self.log_tail()}")
+            raise RouterError(
+                f"{self.name}: {' '.join(words)}: exit status {done.returncode}: {said}\n{self.log_tail()}"
+            )
         return done
 
     def status(self) -> dict[str, Any]:
@@ -212,7 +213,9 @@ def wait_for(what: str, condition: Any, deadline: float = 15.0, interval: float 
         time.sleep(interval)
 
 
-def ping(source: Namespace, address: str, *, count: int = 1, wait: float = 1.0, interval: float = 0.05, size: int = 56) -> bool:
+def ping(
+    source: Namespace, address: str, *, count: int = 1, wait: float = 1.0, interval: float = 0.05, size: int = 56
+) -> bool:
     """Whether every one of ``count`` echoes came back."""
     argv = ["ping", "-n", "-q", "-c", str(count), "-i", str(interval), "-W", str(wait), "-s", str(size), address]
     done = source.run(argv, check=False)

@@ -77,8 +77,10 @@ class Traffic:
         task.wait_ready()
         return task
 
-    def tcp(self, source: Namespace, sink: Namespace, to: str, *, timeout: float = 60, **options: object) -> Callable[[], Result]:
-        """Start a stream; the returned function waits for both ends. ``bytes``, ``seconds``, ``rate`` (Mbit/s), ``seed``."""
+    def tcp(
+        self, source: Namespace, sink: Namespace, to: str, *, timeout: float = 60, **options: object
+    ) -> Callable[[], Result]:
+        """Start a stream of ``bytes`` or ``seconds``, at ``rate`` Mbit/s; the returned function waits for both ends."""
         receiver = self.listen(sink, "tcp-recv")
         sender = self.start(source, "tcp-send", to=to, port=receiver.port, **options)
 
@@ -89,7 +91,14 @@ class Traffic:
         return finish
 
     def udp(
-        self, source: Namespace, sink: Namespace, to: str, *, mode: str = "udp-send", timeout: float = 60, **options: object
+        self,
+        source: Namespace,
+        sink: Namespace,
+        to: str,
+        *,
+        mode: str = "udp-send",
+        timeout: float = 60,
+        **options: object,
     ) -> Callable[[], Result]:
         """Start datagrams; the returned function waits for both ends. See traffic.c for the options of each mode."""
         receiver = self.listen(sink, "udp-recv")
@@ -102,9 +111,11 @@ class Traffic:
 
         return finish
 
-    def stream(self, source: Namespace, sink: Namespace, to: str, **options: object) -> Callable[[], Result]:
+    def stream(
+        self, source: Namespace, sink: Namespace, to: str, *, timeout: float = 60, **options: object
+    ) -> Callable[[], Result]:
         """Small and full-size datagrams in turn, one each ``interval`` ms (10), for ``seconds``."""
-        return self.udp(source, sink, to, mode="stream-send", **options)
+        return self.udp(source, sink, to, mode="stream-send", timeout=timeout, **options)
 
     def close(self) -> None:
         for task in self.tasks:
