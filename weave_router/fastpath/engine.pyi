@@ -45,7 +45,8 @@ EV_GROUP: Final[int]  # (kind, mac: bytes, joined: bool); IGMP or MLD report / l
 
 class SessionFigures(tuple[int, ...]):
     """tx_packets, tx_bytes, rx_packets, rx_bytes, last_tx_ns, last_rx_ns (CLOCK_BOOTTIME ns, 0 = never),
-    first_unanswered_ns (0 = nothing outstanding), rx_failed (tag or replay failures)."""
+    first_unanswered_ns (data sent with nothing authenticated since, 0 = none), rx_failed (tag or replay failures),
+    unanswered_rx_ns (data received with nothing sent since, 0 = none: the passive keepalive's clock)."""
 
     tx_packets: int
     tx_bytes: int
@@ -55,6 +56,7 @@ class SessionFigures(tuple[int, ...]):
     last_rx_ns: int
     first_unanswered_ns: int
     rx_failed: int
+    unanswered_rx_ns: int
 
 class Engine:
     """One TAP (one queue per worker), one UDP port (one socket per worker), and the tables that join them."""

@@ -1,0 +1,768 @@
+# cython: language_level=3
+"""The fast path's face to Python (types and meaning: engine.pyi). Tables in, events out, nothing per packet.
+
+Called from one thread, the event loop's; knows nothing of the rooms above it. It owns all memory the workers share and
+frees what they may still see only after each has passed a quiescent point.
+"""
+import socket
+import threading
+from collections import namedtuple
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from weave_router.fastpath.aead cimport cipher_init
+from weave_router.fastpath.counters cimport C_COUNT, D_COUNT
+from weave_router.fastpath.includes.linux cimport (
+    AF_INET as C_AF_INET,
+    AF_INET6 as C_AF_INET6,
+    CMSG_LEN,
+    CMSG_SPACE,
+    EFD_CLOEXEC,
+    EFD_NONBLOCK,
+    IP_PKTINFO,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_PKTINFO,
+    MSG_DONTWAIT,
+    close,
+    cmsghdr,
+    errno,
+    eventfd,
+    getsockname,
+    in6_pktinfo,
+    in_pktinfo,
+    iovec,
+    msghdr,
+    read,
+    sendmsg,
+    sockaddr,
+    sockaddr_in,
+    sockaddr_in6,
+    socklen_t,
+    write,
+)
+from weave_router.fastpath.includes.native cimport (
+    acquire64,
+    exchange32,
+    full_fence,
+    load_be64,
+    release32,
+    release64,
+    release_ptr,
+    relaxed64,
+    store_be64,
+)
+from weave_router.fastpath.includes.openssl cimport (
+    OPENSSL_cleanse,
+    OSSL_PARAM_construct_end,
+    OSSL_PARAM_construct_size_t,
+)
+from weave_router.fastpath.report cimport (
+    EV_ANNOUNCE_,
+    EV_CANDIDATE_,
+    EV_CONFIRMED_,
+    EV_CONTROL_,
+    EV_GROUP_,
+    EV_GSO_OFF_,
+    EV_HANDSHAKE_,
+    EV_NEED_SESSION_,
+    EV_PATH_ERROR_,
+    EV_REKEY_,
+    EV_TOKEN_,
+    EV_VERSION_,
+    boottime_ns,
+)
+from weave_router.fastpath.routes cimport Routes
+from weave_router.fastpath.state cimport (
+    CAPTURE,
+    COMMANDS,
+    EVENT_BYTES,
+    EVENTS,
+    GROUPS_PER_NODE,
+    NODE_ANSWER_,
+    NODE_FLOOD_,
+    NODES,
+    PATH_NO_GSO_,
+    PATH_WORKER0_ONLY_,
+    SESSION_MAY_SEND_,
+    SESSION_PLAINTEXT_,
+    SESSION_SLOTS,
+    SLOT_LOCAL_,
+    SLOT_NONE_,
+    STATIONS,
+    TOKENS_MAX,
+    TRACE,
+    TRIE_NODES_MAX,
+    WORKERS_MAX,
+    Capture,
+    Captured,
+    Command,
+    Event,
+    Exceptions,
+    Node,
+    Path,
+    Session,
+    Shared,
+    Station,
+    Tokens,
+    TraceEntry,
+    TrieNode,
+    Worker,
+    entry_prefix,
+    entry_slot,
+    trie_find,
+)
+from weave_router.fastpath.worker cimport worker_free, worker_new, worker_run
+
+from weave_router.fastpath.aead import CIPHERS as _CIPHERS
+from weave_router.fastpath.counters import COUNTERS, DROP_REASONS
+
+SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
+SLOT_NONE, SLOT_LOCAL = SLOT_NONE_, SLOT_LOCAL_
+NODE_ANSWER, NODE_FLOOD = NODE_ANSWER_, NODE_FLOOD_
+SESSION_PLAINTEXT, SESSION_MAY_SEND = SESSION_PLAINTEXT_, SESSION_MAY_SEND_
+PATH_WORKER0_ONLY, PATH_NO_GSO = PATH_WORKER0_ONLY_, PATH_NO_GSO_
+EV_HANDSHAKE, EV_VERSION, EV_TOKEN, EV_CONTROL = EV_HANDSHAKE_, EV_VERSION_, EV_TOKEN_, EV_CONTROL_
+EV_NEED_SESSION, EV_CONFIRMED, EV_CANDIDATE = EV_NEED_SESSION_, EV_CONFIRMED_, EV_CANDIDATE_
+EV_REKEY, EV_PATH_ERROR, EV_GSO_OFF = EV_REKEY_, EV_PATH_ERROR_, EV_GSO_OFF_
+EV_ANNOUNCE, EV_GROUP = EV_ANNOUNCE_, EV_GROUP_
+CIPHERS = dict(_CIPHERS)
+
+SessionFigures = namedtuple("SessionFigures", (
+    "tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "last_tx_ns", "last_rx_ns", "first_unanswered_ns", "rx_failed",
+    "unanswered_rx_ns",
+))
+
+cdef object inet_pton = socket.inet_pton
+cdef object inet_ntop = socket.inet_ntop
+cdef object AF4 = socket.AF_INET
+cdef object AF6 = socket.AF_INET6
+cdef bytes MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+cdef object text_of(const uint8_t *address, int n):
+    """Address bytes as text; IPv4-mapped as dotted quad."""
+    raw = PyBytes_FromStringAndSize(<const char *>address, n)
+    if n == 4:
+        return inet_ntop(AF4, raw)
+    if raw.startswith(MAPPED):
+        return inet_ntop(AF4, raw[12:])
+    return inet_ntop(AF6, raw)
+
+
+cdef object endpoint_of(const sockaddr_in6 *a):
+    cdef const sockaddr_in *four = <const sockaddr_in *>a
+    if a.sin6_family == C_AF_INET6:
+        return (text_of(a.sin6_addr.s6_addr, 16), socket.ntohs(a.sin6_port))
+    return (text_of(<const uint8_t *>&four.sin_addr, 4), socket.ntohs(four.sin_port))
+
+
+cdef object local_of(const Event *event):
+    if event.local_family == 4:
+        return text_of(event.local, 4)
+    return text_of(event.local, 16) if event.local_family == 6 else ""
+
+
+cdef int fill_path(Path *path, object remote, object local, int family) except -1:
+    """Socket address of `remote` and a pktinfo cmsg for `local`, for a socket of `family`."""
+    cdef sockaddr_in *four = <sockaddr_in *>&path.remote
+    cdef in_pktinfo info4
+    cdef in6_pktinfo info6
+    cdef cmsghdr *c = <cmsghdr *>path.control
+    text, port = remote
+    cdef bint is_six = ":" in text
+    if is_six and family != C_AF_INET6:
+        raise ValueError(f"{text}: this host's socket speaks IPv4 only")
+    raw = inet_pton(AF6 if is_six else AF4, text)
+    path.family = family
+    path.outer_family = 6 if is_six else 4
+    if family == C_AF_INET6:
+        six = raw if is_six else MAPPED + raw
+        path.remote.sin6_family = C_AF_INET6
+        path.remote.sin6_port = socket.htons(port)
+        memcpy(path.remote.sin6_addr.s6_addr, <const uint8_t *><bytes>six, 16)
+        path.remote_size = sizeof(sockaddr_in6)
+    else:
+        four.sin_family = C_AF_INET
+        four.sin_port = socket.htons(port)
+        memcpy(&four.sin_addr, <const uint8_t *><bytes>raw, 4)
+        path.remote_size = sizeof(sockaddr_in)
+    if not local:
+        return 0
+    raw = inet_pton(AF6 if ":" in local else AF4, local)
+    if len(raw) == 4:
+        memset(&info4, 0, sizeof(info4))
+        memcpy(&info4.ipi_spec_dst, <const uint8_t *><bytes>raw, 4)
+        c.cmsg_level = IPPROTO_IP
+        c.cmsg_type = IP_PKTINFO
+        c.cmsg_len = CMSG_LEN(sizeof(info4))
+        memcpy(path.control + CMSG_LEN(0), &info4, sizeof(info4))
+        path.control_size = CMSG_SPACE(sizeof(info4))
+    else:
+        memset(&info6, 0, sizeof(info6))
+        memcpy(info6.ipi6_addr.s6_addr, <const uint8_t *><bytes>raw, 16)
+        c.cmsg_level = IPPROTO_IPV6
+        c.cmsg_type = IPV6_PKTINFO
+        c.cmsg_len = CMSG_LEN(sizeof(info6))
+        memcpy(path.control + CMSG_LEN(0), &info6, sizeof(info6))
+        path.control_size = CMSG_SPACE(sizeof(info6))
+    return 0
+
+
+cdef void session_free(Session *s) noexcept:
+    cdef int i
+    for i in range(WORKERS_MAX):
+        if s.seal[i].context != NULL:
+            s.seal[i].wipe(&s.seal[i])
+        if s.open[i].context != NULL:
+            s.open[i].wipe(&s.open[i])
+    for i in range(256):
+        free(s.lanes[i])
+    free(s)
+
+
+@cython.no_gc_clear
+cdef class Engine:
+    cdef Shared *s
+    cdef Worker *w[WORKERS_MAX]
+    cdef int workers
+    cdef int family
+    cdef bint running
+    cdef object threads
+    cdef object limbo
+    cdef object local_macs
+    cdef Routes routes
+    cdef readonly int event_fd
+    cdef readonly object refuse
+
+    def __cinit__(self, *, int workers, int mtu, object refuse=frozenset(), int network=0):
+        cdef int i
+        if not 1 <= workers <= WORKERS_MAX:
+            raise ValueError(f"workers must be 1 to {WORKERS_MAX}")
+        self.workers = workers
+        self.refuse = frozenset(refuse)
+        self.threads = []
+        self.limbo = []
+        self.local_macs = {}
+        self.event_fd = -1
+        self.s = <Shared *>calloc(1, sizeof(Shared))
+        if self.s == NULL:
+            raise MemoryError
+        self.s.trie = <TrieNode *>calloc(TRIE_NODES_MAX, sizeof(TrieNode))
+        self.s.nodes = <Node *>calloc(NODES, sizeof(Node))
+        self.s.sessions = <Session **>calloc(SESSION_SLOTS, sizeof(Session *))
+        self.s.stations = <Station *>calloc(STATIONS, sizeof(Station))
+        self.s.capture = <Capture *>calloc(1, sizeof(Capture))
+        self.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.s.trie == NULL or self.s.nodes == NULL or self.s.sessions == NULL or self.s.stations == NULL or \
+                self.s.capture == NULL or self.event_fd < 0:
+            raise MemoryError
+        self.s.event_fd = self.event_fd
+        self.s.event_armed = 1
+        self.s.trie_used = 1
+        self.s.slot_top = SLOT_LOCAL_
+        self.s.workers = workers
+        self.s.network = <uint16_t>network
+        self.s.mtu = mtu
+        self.s.universe_mask = 0xFFFFFFFF
+        self.s.mac_size = 16
+        self.s.mac_params[0] = OSSL_PARAM_construct_size_t("size", &self.s.mac_size)
+        self.s.mac_params[1] = OSSL_PARAM_construct_end()
+        self.routes = Routes()
+        self.routes.shared = self.s
+        for i in range(workers):
+            self.w[i] = worker_new(self.s, i, workers)
+            if self.w[i] == NULL:
+                raise MemoryError
+
+    def __dealloc__(self):
+        cdef int i
+        if self.s == NULL:
+            return
+        for i in range(self.workers):
+            worker_free(self.w[i])
+        for i in range(SESSION_SLOTS):
+            if self.s.sessions != NULL and self.s.sessions[i] != NULL:
+                session_free(self.s.sessions[i])
+        for i in range(NODES):
+            if self.s.nodes != NULL:
+                free(self.s.nodes[i].path)
+        for _, kind, address in self.limbo:
+            self._free(kind, address)
+        free(self.s.trie)
+        free(self.s.nodes)
+        free(self.s.sessions)
+        free(self.s.stations)
+        free(self.s.capture)
+        free(self.s.exceptions)
+        if self.s.tokens != NULL:
+            OPENSSL_cleanse(self.s.tokens, sizeof(Tokens))
+        free(self.s.tokens)
+        free(self.s)
+        if self.event_fd >= 0:
+            close(self.event_fd)
+
+    # -- reclamation ----------------------------------------------------------------------------------------------
+
+    cdef _free(self, int kind, size_t address):
+        if kind == 0:
+            session_free(<Session *>address)
+        else:
+            free(<void *>address)
+
+    cdef _retire(self, int kind, void *p):
+        """Free p once no worker can still hold it. p is already unlinked."""
+        if p == NULL:
+            return
+        release64(&self.s.generation, self.s.generation + 1)
+        full_fence()
+        self.limbo.append((self.s.generation, kind, <size_t>p))
+        self._reap()
+
+    cdef _reap(self):
+        cdef uint64_t least = <uint64_t>-1, seen
+        cdef int i
+        if not self.limbo:
+            return
+        for i in range(self.workers):
+            seen = acquire64(&self.w[i].seen)
+            if seen < least:
+                least = seen
+        waiting = []
+        for generation, kind, address in self.limbo:
+            if generation <= least:
+                self._free(kind, address)
+            else:
+                waiting.append((generation, kind, address))
+        self.limbo = waiting
+
+    cdef _wake(self):
+        cdef uint64_t one = 1
+        cdef int i
+        for i in range(self.workers):
+            write(self.w[i].wake_fd, &one, 8)
+
+    # -- start and stop -------------------------------------------------------------------------------------------
+
+    def start(self, object tap_fds, object udp_fds, *, int vnet_hdr, bint tap_csum, bint tap_tso, bint tap_uso,
+              bint steered=True):
+        cdef int i
+        cdef sockaddr_in6 name
+        cdef socklen_t n = sizeof(name)
+        if self.running:
+            raise ValueError("the fast path runs already")
+        if len(tap_fds) != self.workers or len(udp_fds) != self.workers:
+            raise ValueError("one TAP queue and one socket per worker")
+        if vnet_hdr not in (10, 12):
+            raise ValueError("virtio header of 10 or 12 bytes")
+        if getsockname(udp_fds[0], <sockaddr *>&name, &n) != 0:
+            raise OSError(errno, "getsockname")
+        self.family = name.sin6_family
+        self.s.tap_csum = tap_csum
+        self.s.tap_tso = tap_tso and tap_csum
+        self.s.tap_uso = tap_uso and tap_csum
+        self.s.steer_by_write = not steered
+        for i in range(self.workers):
+            self.s.tap_fds[i] = tap_fds[i]
+            self.s.udp_fds[i] = udp_fds[i]
+            self.w[i].tap_fd = tap_fds[i]
+            self.w[i].udp_fd = udp_fds[i]
+            self.w[i].vnet_hdr = vnet_hdr
+            self.w[i].stop = 0
+        self.running = True
+        for i in range(self.workers):
+            thread = threading.Thread(target=self._run, args=(i,), name=f"worker-{i}", daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def _run(self, int i):
+        cdef Worker *w = self.w[i]
+        with nogil:
+            worker_run(w)
+
+    def stop(self):
+        cdef int i
+        if not self.running:
+            return
+        for i in range(self.workers):
+            release32(&self.w[i].stop, 1)
+        self._wake()
+        for thread in self.threads:
+            thread.join()
+        self.threads = []
+        self.running = False
+        self._reap()
+
+    def events(self, int limit=512):
+        cdef uint64_t drained, one = 1
+        cdef int i
+        cdef Worker *w
+        read(self.event_fd, &drained, 8)
+        exchange32(&self.s.event_armed, 1)
+        found = []
+        for i in range(self.workers):
+            w = self.w[i]
+            while w.event_tail < acquire64(&w.event_head):
+                if len(found) >= limit:
+                    write(self.event_fd, &one, 8)
+                    return found
+                found.append(self._event(&w.events[w.event_tail & (EVENTS - 1)]))
+                release64(&w.event_tail, w.event_tail + 1)
+        self._reap()
+        return found
+
+    cdef _event(self, Event *e):
+        cdef int kind = e.kind
+        if kind == EV_HANDSHAKE_:
+            return (kind, e.data[:e.size], endpoint_of(&e.remote), local_of(e), e.a)
+        if kind == EV_CONTROL_:
+            return (kind, e.a, e.b, endpoint_of(&e.remote), local_of(e), e.data[:e.size], e.wire_size)
+        if kind == EV_VERSION_ or kind == EV_TOKEN_:
+            return (kind, e.a, endpoint_of(&e.remote))
+        if kind == EV_CANDIDATE_:
+            return (kind, e.a, endpoint_of(&e.remote), local_of(e))
+        if kind == EV_PATH_ERROR_ or kind == EV_GSO_OFF_:
+            return (kind, e.a, e.b)
+        if kind == EV_ANNOUNCE_:
+            return (kind, e.a, e.data[:e.size])
+        if kind == EV_GROUP_:
+            return (kind, e.data[:e.size], e.a == 1)
+        return (kind, e.a)
+
+    # -- who we are -----------------------------------------------------------------------------------------------
+
+    def tokens_set(self, object keys):
+        cdef Tokens *old = self.s.tokens
+        cdef Tokens *fresh
+        keys = list(keys)
+        if len(keys) > TOKENS_MAX or any(len(key) != 32 for _, key in keys):
+            raise ValueError(f"at most {TOKENS_MAX} tokens, 32 bytes each")
+        fresh = <Tokens *>calloc(1, sizeof(Tokens))
+        if fresh == NULL:
+            raise MemoryError
+        for token_id, key in keys:
+            fresh.item[fresh.count].id = token_id
+            memcpy(fresh.item[fresh.count].key, <const uint8_t *><bytes>key, 32)
+            fresh.count += 1
+        release_ptr(&self.s.tokens, fresh)
+        self._retire(1, old)
+
+    def universe_set(self, object number, int prefix_len, bytes ipv6_prefix):
+        if not 0 <= prefix_len <= 32 or len(ipv6_prefix) not in (0, 12):
+            raise ValueError("prefix length 0 to 32, IPv6 prefix 12 bytes or none")
+        self.s.universe_mask = <uint32_t>((0xFFFFFFFF << (32 - prefix_len)) & 0xFFFFFFFF) if prefix_len else 0
+        self.s.universe = <uint32_t>number & self.s.universe_mask
+        self.s.has_ipv6 = len(ipv6_prefix) == 12
+        if ipv6_prefix:
+            memcpy(self.s.ipv6_prefix, <const uint8_t *>ipv6_prefix, 12)
+
+    def mtu_set(self, int mtu):
+        self.s.mtu = mtu
+
+    # -- nodes and addresses --------------------------------------------------------------------------------------
+
+    cdef Node *_node(self, int slot) except NULL:
+        if not SLOT_LOCAL_ < slot < NODES:
+            raise ValueError(f"slot {slot} is not a peer's")
+        return &self.s.nodes[slot]
+
+    def node_set(self, int slot, *, int flags, int pod_mtu):
+        cdef Node *n = self._node(slot)
+        if pod_mtu < 576:
+            raise ValueError("pod MTU below 576")
+        n.pod_mtu = pod_mtu
+        n.flags = flags
+        if slot > self.s.slot_top:
+            self.s.slot_top = slot
+
+    def node_del(self, int slot):
+        cdef Node *n = self._node(slot)
+        cdef Path *path = n.path
+        release_ptr(&n.session, <void *>NULL)
+        release_ptr(&n.path, <void *>NULL)
+        n.flags = 0
+        n.groups = 0
+        n.asked_ns = 0
+        self._retire(1, path)
+
+    def route_set(self, object number, int prefix_len, int slot, bytes mac=b""):
+        if not 0 <= prefix_len <= 32 or not 0 <= number <= 0xFFFFFFFF or not SLOT_LOCAL_ <= slot < NODES:
+            raise ValueError("a route is a prefix of 0 to 32 bits and a slot")
+        if mac and (prefix_len != 32 or len(mac) != 6):
+            raise ValueError("a MAC goes with one address only")
+        if prefix_len < 32 and number & (<uint64_t>0xFFFFFFFFU >> prefix_len):
+            raise ValueError("host bits set in a prefix")
+        self.routes.put(number, prefix_len, slot, bool(mac))
+        self._exception(number, mac if slot == SLOT_LOCAL_ else b"")
+
+    def route_del(self, object number, int prefix_len):
+        self.routes.remove(number, prefix_len)
+        if prefix_len == 32:
+            self._exception(number, b"")
+
+    cdef _exception(self, object number, bytes mac):
+        """Keep the sorted table of local addresses with another MAC."""
+        cdef Exceptions *old = self.s.exceptions
+        cdef Exceptions *fresh
+        cdef int i = 0
+        if self.local_macs.get(number, b"") == mac:
+            return
+        if mac:
+            self.local_macs[number] = mac
+        else:
+            del self.local_macs[number]
+        fresh = <Exceptions *>calloc(1, sizeof(Exceptions) + 12 * len(self.local_macs))
+        if fresh == NULL:
+            raise MemoryError
+        for key in sorted(self.local_macs):
+            fresh.item[i].number = key
+            memcpy(&fresh.item[i].mac[0], <const uint8_t *><bytes>self.local_macs[key], 6)
+            i += 1
+        fresh.count = i
+        release_ptr(&self.s.exceptions, fresh)
+        self._retire(1, old)
+
+    def groups_set(self, int slot, object macs):
+        cdef Node *n = self._node(slot)
+        cdef int i = 0
+        macs = list(macs)
+        if len(macs) > GROUPS_PER_NODE or any(len(mac) != 6 for mac in macs):
+            raise ValueError(f"at most {GROUPS_PER_NODE} groups, 6 bytes each")
+        n.groups = 0
+        full_fence()
+        for mac in macs:
+            memcpy(&n.group[i][0], <const uint8_t *><bytes>mac, 6)
+            i += 1
+        full_fence()
+        n.groups = i
+
+    def lookup(self, object number):
+        cdef uint64_t entry = trie_find(self.s, number)
+        if entry == 0:
+            return SLOT_NONE, 0
+        return entry_slot(entry), entry_prefix(entry)
+
+    # -- sessions and paths ---------------------------------------------------------------------------------------
+
+    cdef Session *_session(self, object index) except NULL:
+        cdef Session *session = self.s.sessions[<uint32_t>index & (SESSION_SLOTS - 1)]
+        if session == NULL or session.index != <uint32_t>index:
+            raise KeyError(f"no session {index}")
+        return session
+
+    def session_add(self, object session, int slot, *, int suite, bytes send_key, bytes recv_key, object remote_index,
+                    int flags):
+        cdef Session *fresh
+        cdef uint32_t place = <uint32_t>session & (SESSION_SLOTS - 1)
+        cdef int i
+        self._node(slot)
+        if len(send_key) != 32 or len(recv_key) != 32 or session == 0:
+            raise ValueError("keys of 32 bytes, an index other than 0")
+        if self.s.sessions[place] != NULL:
+            raise ValueError(f"the slot of session {session} is in use")
+        fresh = <Session *>calloc(1, sizeof(Session))
+        if fresh == NULL:
+            raise MemoryError
+        fresh.index = session
+        fresh.remote_index = remote_index
+        fresh.slot = slot
+        fresh.flags = flags
+        for i in range(self.workers):
+            if cipher_init(&fresh.seal[i], suite, send_key, True) or cipher_init(&fresh.open[i], suite, recv_key, False):
+                session_free(fresh)
+                raise ValueError(f"suite {suite} is not available")
+        release_ptr(&self.s.sessions[place], fresh)
+
+    def session_use(self, int slot, object session):
+        cdef Node *n = self._node(slot)
+        cdef Session *chosen = NULL
+        if session:
+            chosen = self._session(session)
+            if chosen.slot != slot:
+                raise ValueError(f"session {session} is another node's")
+        release_ptr(&n.session, chosen)
+        release64(&self.s.sessions_changed, self.s.sessions_changed + 1)
+        self._wake()
+
+    def session_may_send(self, object session):
+        cdef Session *chosen = self._session(session)
+        chosen.flags |= SESSION_MAY_SEND_
+
+    def session_del(self, object session):
+        cdef Session *gone = self._session(session)
+        cdef Node *n = &self.s.nodes[gone.slot]
+        release_ptr(&self.s.sessions[gone.index & (SESSION_SLOTS - 1)], <void *>NULL)
+        if n.session == gone:
+            release_ptr(&n.session, <void *>NULL)
+        self._retire(0, gone)
+
+    def session_figures(self, object session):
+        cdef Session *it = self._session(session)
+        cdef uint64_t tx = 0, tx_bytes = 0, rx = 0, rx_bytes = 0, failed = 0
+        cdef int i
+        for i in range(self.workers):
+            tx += relaxed64(&it.tx[i].packets)
+            tx_bytes += relaxed64(&it.tx[i].bytes)
+            rx += relaxed64(&it.tx[i].rx_packets)
+            rx_bytes += relaxed64(&it.tx[i].rx_bytes)
+            failed += relaxed64(&it.tx[i].rx_failed)
+        return SessionFigures(tx, tx_bytes, rx, rx_bytes, relaxed64(&it.last_tx_ns), relaxed64(&it.last_rx_ns),
+                              relaxed64(&it.first_unanswered_ns), failed, relaxed64(&it.unanswered_rx_ns))
+
+    def path_set(self, int slot, *, object remote, object local, int epoch, int payload_max, int flags):
+        cdef Node *n = self._node(slot)
+        cdef Path *old = n.path
+        cdef Path *fresh
+        if not 0 <= epoch <= 15 or not 500 <= payload_max <= 65507:
+            raise ValueError("epoch 0 to 15, payload 500 to 65,507 bytes")
+        if not self.family:
+            raise ValueError("start the fast path before its paths")
+        fresh = <Path *>calloc(1, sizeof(Path))
+        if fresh == NULL:
+            raise MemoryError
+        try:
+            fill_path(fresh, remote, local, self.family)
+        except BaseException:
+            free(fresh)
+            raise
+        fresh.epoch = epoch
+        fresh.payload_max = payload_max
+        fresh.flags = flags
+        fresh.gso_off = 1 if flags & PATH_NO_GSO_ or "udp_segment" in self.refuse else 0
+        release_ptr(&n.path, fresh)
+        release64(&self.s.sessions_changed, self.s.sessions_changed + 1)
+        self._wake()
+        self._retire(1, old)
+
+    def path_del(self, int slot):
+        cdef Node *n = self._node(slot)
+        cdef Path *old = n.path
+        release_ptr(&n.path, <void *>NULL)
+        self._retire(1, old)
+
+    def control_send(self, object session, bytes payload, *, object remote=None, object local="", int size=0):
+        cdef Worker *w = self.w[0]
+        cdef Command *command
+        cdef Path *path = NULL
+        cdef uint64_t one = 1
+        if len(payload) > EVENT_BYTES - 64 or not 0 <= size <= 65507:
+            raise ValueError("control message too long")
+        self._session(session)
+        if w.command_head - acquire64(&w.command_tail) >= COMMANDS:
+            return
+        if remote is not None:
+            path = <Path *>calloc(1, sizeof(Path))
+            if path == NULL:
+                raise MemoryError
+            try:
+                fill_path(path, remote, local, self.family)
+            except BaseException:
+                free(path)
+                raise
+        command = &w.commands[w.command_head & (COMMANDS - 1)]
+        command.session = session
+        command.size = <uint32_t>len(payload)
+        command.pad_to = size
+        command.path = path
+        memcpy(command.data, <const uint8_t *>payload, len(payload))
+        release64(&w.command_head, w.command_head + 1)
+        write(w.wake_fd, &one, 8)
+
+    def datagram_send(self, bytes datagram, object remote, object local=""):
+        cdef Path path
+        cdef msghdr m
+        cdef iovec iov
+        memset(&path, 0, sizeof(path))
+        memset(&m, 0, sizeof(m))
+        fill_path(&path, remote, local, self.family)
+        iov.iov_base = <void *><const uint8_t *>datagram
+        iov.iov_len = len(datagram)
+        m.msg_name = &path.remote
+        m.msg_namelen = path.remote_size
+        m.msg_iov = &iov
+        m.msg_iovlen = 1
+        if path.control_size:
+            m.msg_control = path.control
+            m.msg_controllen = path.control_size
+        if sendmsg(self.s.udp_fds[0], &m, MSG_DONTWAIT) < 0:
+            return errno
+        return 0
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def worker_counters(self):
+        cdef int i, j
+        found = []
+        for i in range(self.workers):
+            figures = {}
+            for j in range(<int>C_COUNT):
+                figures[COUNTERS[j]] = relaxed64(&self.w[i].counters[j])
+            found.append(figures)
+        return found
+
+    def counters(self):
+        each = self.worker_counters()
+        return {name: sum([one[name] for one in each]) for name in COUNTERS}
+
+    def drops(self):
+        cdef int i, j
+        cdef uint64_t total
+        found = {}
+        for j in range(<int>D_COUNT):
+            total = 0
+            for i in range(self.workers):
+                total += relaxed64(&self.w[i].drops[j])
+            found[DROP_REASONS[j]] = total
+        return found
+
+    def stations(self):
+        cdef uint64_t now = boottime_ns()
+        cdef uint8_t mac[8]
+        cdef int i
+        found = []
+        for i in range(STATIONS):
+            if self.s.stations[i].mac:
+                store_be64(mac, self.s.stations[i].mac)
+                found.append((mac[2:8], self.s.stations[i].slot, (now - self.s.stations[i].seen_ns) // 1000000))
+        return found
+
+    def trace(self):
+        cdef int i
+        cdef uint64_t head, at
+        cdef TraceEntry *entry
+        found = []
+        for i in range(self.workers):
+            head = acquire64(&self.w[i].trace_head)
+            for at in range(head - TRACE if head > TRACE else 0, head):
+                entry = &self.w[i].trace[at & (TRACE - 1)]
+                found.append((entry.ns, i, entry.what, entry.a, entry.b))
+        return sorted(found)
+
+    def capture_start(self, *, object slot=None, object number=None, int snap=2048):
+        cdef Capture *c = self.s.capture
+        if c.on:
+            raise ValueError("a capture is running")
+        c.slot = -1 if slot is None else slot
+        c.number = -1 if number is None else number
+        c.snap = min(max(snap, 64), 2048)
+        c.head = c.tail = c.lost = 0
+        release32(&c.on, 1)
+
+    def capture_read(self):
+        cdef Capture *c = self.s.capture
+        cdef Captured *entry
+        cdef uint64_t head = acquire64(&c.head)
+        found = []
+        while c.tail < head:
+            entry = &c.ring[c.tail & (CAPTURE - 1)]
+            found.append((entry.ns, entry.direction, entry.size, entry.data[:entry.kept]))
+            release64(&c.tail, c.tail + 1)
+        return found
+
+    def capture_stop(self):
+        release32(&self.s.capture.on, 0)
+        return self.s.capture.lost

@@ -1,0 +1,1 @@
+"""Foreign declarations for the Cython modules of fastpath/; nothing to import at run time."""
