@@ -32,7 +32,7 @@ BUDGETS = ("boots", "restarts", "rounds", "wants", "aborts", "ungates", "joins",
 
 @dataclass(frozen=True)
 class Config:
-    """A small world. Budgets are for the whole cluster; ``grants`` bounds the gifts ever sent."""
+    """A small world. Budgets are for the whole cluster; ``grants`` bounds a gift's ``seq``."""
 
     name: str
     nodes: int = 3
@@ -56,7 +56,7 @@ class Config:
     idle: frozenset[int] = frozenset()  # nodes that start no pods (symmetric cases left out)
     retirers: frozenset[int] | None = None  # who may run rmpeer
     muted: frozenset[str] = frozenset()  # kinds of message that are always lost
-    old_messages: bool = True  # False: answers that nobody waits for any more are forgotten by the search
+    forget: bool = True  # messages that can never matter again are taken out of the state
 
 
 @dataclass
@@ -73,12 +73,22 @@ class Result:
 
     def __str__(self) -> str:
         end = self.violation or ("exhaustive, none" if self.complete else "stopped, none so far")
-        lines = [
-            f"{self.config}: {self.states:,} states, depth {self.depth}, {self.seconds:.1f} s, {self.mebibytes} MiB: {end}"
-        ]
+        size = f"{self.states:,} states, depth {self.depth}, {self.seconds:.1f} s, {self.mebibytes} MiB"
+        lines = [f"{self.config}: {size}: {end}"]
         lines += [f"  {n:>10,}  {kind}" for kind, n in sorted(self.fired.items())]
         lines += [f"  {i + 1:>3}. {step}" for i, step in enumerate(self.trace)]
         return "\n".join(lines)
+
+
+RawMove = tuple[str, str, int, int, tuple[int, ...], str | None]
+"""A transition of one node whatever other messages there are: kind, detail, budget, entry, messages sent, fault."""
+
+
+def bits(mask: int) -> Iterable[int]:
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
 
 
 class Move(NamedTuple):
@@ -86,12 +96,8 @@ class Move(NamedTuple):
     detail: str
     budget: int  # index into BUDGETS, -1: free
     entry: int
-    net: int
+    messages: int  # bit mask
     wrong: str | None
-
-
-class Violation(Exception):
-    """Raised by a transition that is wrong in itself."""
 
 
 class Search:
@@ -102,11 +108,13 @@ class Search:
         self.entry_ids: dict[Node, int] = {}
         self.messages: list[Message] = []
         self.message_ids: dict[Message, int] = {}
-        self.nets: list[frozenset[int]] = []
-        self.net_ids: dict[frozenset[int], int] = {}
+        self.nets: list[int] = []
+        self.net_ids: dict[int, int] = {}
+        self.done: dict[int, int] = {}  # of an entry: messages that cannot matter to it any more
+        self.judged: dict[int, int] = {}
         self.moves: dict[tuple[int, int], list[Move]] = {}
-        self.local: dict[int, list[tuple[str, str, int, int, tuple[int, ...], str | None]]] = {}
-        self.delivered: dict[tuple[int, int], list[tuple[str, str, int, int, tuple[int, ...], str | None]]] = {}
+        self.local: dict[int, list[RawMove]] = {}
+        self.delivered: dict[tuple[int, int], list[RawMove]] = {}
         self.told: dict[tuple[int, int, frozenset[bytes]], list[Move]] = {}
         self.single: dict[int, str | None] = {}
         self.pair: dict[tuple[int, int], str | None] = {}
@@ -129,7 +137,7 @@ class Search:
             self.messages.append(message)
         return found
 
-    def net(self, messages: frozenset[int]) -> int:
+    def net(self, messages: int) -> int:
         found = self.net_ids.get(messages)
         if found is None:
             found = self.net_ids[messages] = len(self.nets)
@@ -147,9 +155,7 @@ class Search:
             state = State(me=me, boot_id=0, incarnations=FrozenMap({me: 0}))
             if config.apart:
                 own = FrozenMap({b: Register(0, 0, me, me) for b in registers})
-                state = state._replace(
-                    universe=b"u" + me, gate=Gate.OPEN, registers=own, members=frozenset({me})
-                )
+                state = state._replace(universe=b"u" + me, gate=Gate.OPEN, registers=own, members=frozenset({me}))
             elif me in members:
                 state = state._replace(
                     universe=b"u",
@@ -161,7 +167,7 @@ class Search:
             self.first_disk[me] = durable(state)
             condition = OFF if i in config.off else UP
             entries.append(self.entry(Node(condition, state, durable(state))))
-        return tuple(entries), self.net(frozenset()), tuple(getattr(config, b) for b in BUDGETS)
+        return tuple(entries), self.net(0), tuple(getattr(config, b) for b in BUDGETS)
 
     # --- one step of one node ---
 
@@ -204,7 +210,7 @@ class Search:
             ((node, _, _),) = self.run(node, values.Cooled(block))
         return node._replace(resting=frozenset())
 
-    def local_moves(self, at: int) -> list[tuple[str, str, int, int, tuple[int, ...], str | None]]:
+    def local_moves(self, at: int) -> list[RawMove]:
         """What this node, its machine, its pods and its operator may do, whatever messages there are."""
         found = self.local.get(at)
         if found is None:
@@ -227,13 +233,13 @@ class Search:
             yield "power off", who, -1, [(dark, (), None)]
         inc = node.disk.incarnation + 1
         if node.condition == OFF:
-            yield "boot", who, BUDGETS.index("boots"), self._booted(node, values.Boot(inc, inc, inc))
+            yield "boot", who, BUDGETS.index("boots"), self._booted(node, values.Boot(inc, inc, 2 * inc))
         else:
-            again = values.Boot(node.disk.boot_id, inc, inc)
+            again = values.Boot(node.disk.boot_id, inc, 2 * inc)
             yield "restart", who, BUDGETS.index("restarts"), self._booted(node, again)
             if self.config.older_store:
                 older = node._replace(disk=self.first_disk[me])
-                event = values.Boot(node.disk.boot_id, inc, inc, store_older=True)
+                event = values.Boot(node.disk.boot_id, inc, 2 * inc, store_older=True)
                 yield "restart with an older store", who, BUDGETS.index("restarts"), self._booted(older, event)
         if node.condition == UP:
             yield from self._running(node, who)
@@ -267,14 +273,14 @@ class Search:
                 hello = self.run(node, values.Met(donor))
                 yield "hello", f"{who} to {donor.decode()}", BUDGETS.index("hellos"), hello
             if donor != state.me and state.gate == Gate.CANDIDATE:
-                join = self.run(node, values.Join(donor, state.incarnation + 1))
+                join = self.run(node, values.Join(donor, 2 * state.incarnation + 1))
                 yield "join", f"{who} by {donor.decode()}", BUDGETS.index("joins"), join
         if state.round is not None:
             yield "abort", who, BUDGETS.index("aborts"), self.run(node, values.Abort())
         if state.gate == Gate.OPEN and not state.leaving:
             yield "leave", who, BUDGETS.index("leaves"), self.run(node, values.Leave())
 
-    def deliveries(self, at: int, what: int) -> list[tuple[str, str, int, int, tuple[int, ...], str | None]]:
+    def deliveries(self, at: int, what: int) -> list[RawMove]:
         found = self.delivered.get((at, what))
         if found is None:
             node, message = self.entries[at], self.messages[what]
@@ -296,47 +302,109 @@ class Search:
         if found is None:
             base = self.nets[net]
             raw = list(self.local_moves(at))
-            for what in sorted(base):
+            for what in bits(base):
                 raw += self.deliveries(at, what)
             found = self.moves[at, net] = list(self._together(at, base, raw))
         return found
 
-    def _together(
-        self, at: int, base: frozenset[int], raw: list[tuple[str, str, int, int, tuple[int, ...], str | None]]
-    ) -> Iterable[Move]:
+    def _together(self, at: int, base: int, raw: list[RawMove]) -> Iterable[Move]:
         for kind, detail, budget, entry, sent, wrong in raw:
-            messages = base.union(sent) if sent else base
-            if not self.config.old_messages:
-                messages = self._forget(messages, self.entries[entry])
-            if (entry == at and messages == base and not wrong) or self._too_many_gifts(base, messages):
+            messages = base
+            for what in sent:
+                messages |= 1 << what
+            if (entry == at and messages == base and not wrong) or self._too_many_gifts(messages & ~base):
                 continue
-            yield Move(kind, detail, budget, entry, self.net(messages), wrong)
+            yield Move(kind, detail, budget, entry, messages, wrong)
 
-    def _forget(self, messages: frozenset[int], node: Node) -> frozenset[int]:
-        """Answers to questions of an earlier life or to an open gate: the core drops them before it looks (the nonce)."""
-        dead = {
-            m
-            for m in messages
-            if self.messages[m].to == node.memory.me
-            and isinstance(self.messages[m].body, values.SyncAnswer | values.Admitted)
-            and self._answered(node, self.messages[m].body.nonce)  # type: ignore[union-attr]
-        }
-        return messages - dead if dead else messages
+    def _too_many_gifts(self, new: int) -> bool:
+        """Counted by the epoch reached: a bound of the world, not of the core."""
+        for what in bits(new):
+            body = self.messages[what].body
+            if isinstance(body, values.Tell) and not body.knowledge.left:
+                for register in body.knowledge.registers.values():
+                    if register.owner != register.issuer and register.seq > self.config.grants:
+                        return True
+        return False
+
+    # --- messages that can never matter again (each claim is about the core, and holds for ever once it holds) ---
+
+    def live(self, entries: tuple[int, ...], messages: int) -> int:
+        """Without the messages that every node is done with."""
+        done = messages
+        for at in entries:
+            unknown = done & ~self.judged.get(at, 0)
+            if unknown:
+                self._judge(at, unknown)
+            done &= self.done.get(at, 0)
+            if not done:
+                return messages
+        return messages & ~done
+
+    def _judge(self, at: int, unknown: int) -> None:
+        node = self.entries[at]
+        done = self.done.get(at, 0)
+        for what in bits(unknown):
+            if self._is_done(node, self.messages[what], at, what):
+                done |= 1 << what
+        self.done[at] = done
+        self.judged[at] = self.judged.get(at, 0) | unknown
+
+    def _is_done(self, node: Node, m: Message, at: int, what: int) -> bool:
+        if not self.config.forget:
+            return False
+        if m.sender == node.memory.me:
+            return self._asked_enough(node, m.body)
+        if m.to not in (None, node.memory.me) or node.condition == GONE:
+            return True
+        state = node.memory
+        if state.gate in (Gate.RETIRED, Gate.LEFT):
+            return True
+        heard = state.incarnations.get(m.sender, -1)
+        body = m.body
+        match body:
+            case values.SyncAnswer() | values.Admitted():
+                return self._answered(node, body.nonce)
+            case values.Promise() | values.Nack():
+                return state.round is None or state.round.id != body.round
+            case values.Tell():  # merging is monotone
+                return state.universe == m.universe and self.step(state, values.Receive(m)) == (state, ())
+        if heard < m.incarnation or state.universe != m.universe:
+            return False
+        if heard > m.incarnation:
+            return True
+        match body:
+            case values.SyncAsk():
+                return True
+            case values.RetireAsk():
+                return m.sender in state.promised or frozenset(body.victims) <= state.retired
+            case values.Ask():
+                return m.sender in state.promised
+            case values.Propose():
+                known = body.candidate in state.proposed | state.members
+                return known and state.incarnations.get(body.candidate, -1) >= body.candidate_incarnation
+            case values.Hold():
+                return body.candidate in state.members and body.candidate not in state.admissions
+            case values.Have():
+                return not any(state.owed.get(b) == r for b, r in body.registers.items())
+        return False
+
+    def _asked_enough(self, node: Node, body: values.Body) -> bool:
+        """The sender's part: it waits for no answer to this question."""
+        state = node.memory
+        match body:
+            case values.SyncAsk() | values.JoinAsk():
+                return self._answered(node, body.nonce)
+            case values.RetireAsk():
+                return state.round is None or state.round.id != body.round
+            case values.Propose():
+                return body.candidate in state.members and body.candidate not in state.admissions
+        return True
 
     @staticmethod
     def _answered(node: Node, nonce: int) -> bool:
-        waiting = node.lives and node.memory.gate in (Gate.CLOSED, Gate.CANDIDATE) and node.memory.nonce <= nonce
-        return not waiting and (node.disk.incarnation >= nonce)
-
-    def _too_many_gifts(self, base: frozenset[int], messages: frozenset[int]) -> bool:
-        if messages is base:
-            return False
-        gifts = 0
-        for what in messages:
-            body = self.messages[what].body
-            if isinstance(body, values.Tell) and not body.knowledge.retired and not body.knowledge.left:
-                gifts += any(r.owner != r.issuer for r in body.knowledge.registers.values())
-        return gifts > self.config.grants
+        """Nonces are 2 x incarnation for a gate and one more for an admission: each is asked in one life only."""
+        asking = Gate.CANDIDATE if nonce % 2 else Gate.CLOSED
+        return not (node.lives and node.memory.gate == asking and node.memory.incarnation == nonce // 2)
 
     # --- what the operator may do, seeing the whole cluster: promises must be true ---
 
@@ -349,9 +417,9 @@ class Search:
             for size in (1, 2):
                 for victims in combinations([d for d in dark if d not in state.retired], size):
                     moves += self._told(entries[i], net, frozenset(victims))
-        if config.ungates and state.gate == Gate.CLOSED:
-            if not any(state.me in self.entries[e].disk.promised for e in entries):
-                moves += self._told(entries[i], net, frozenset())
+        promised = any(state.me in self.entries[e].disk.promised for e in entries)
+        if config.ungates and state.gate == Gate.CLOSED and not promised:
+            moves += self._told(entries[i], net, frozenset())
         return moves
 
     def _told(self, at: int, net: int, victims: frozenset[bytes]) -> list[Move]:
@@ -418,12 +486,15 @@ class Search:
                     break
             result.depth = depth
             entries, net, budgets = at[:n], at[n], at[n + 1]
+            may_go_dark = budgets[0] or budgets[2]  # else a silent node whose pods live can do all that and more
             for i in range(n):
                 moves = self.moves_of(entries[i], net)
                 if self.entries[entries[i]].lives:
                     extra = self.operator(entries, i, net)
                     moves = moves + extra if extra else moves
                 for move in moves:
+                    if move.kind == "power off" and not may_go_dark:
+                        continue
                     left = budgets
                     if move.budget >= 0:
                         if not budgets[move.budget]:
@@ -431,7 +502,8 @@ class Search:
                         left = (*budgets[: move.budget], budgets[move.budget] - 1, *budgets[move.budget + 1 :])
                         left = budget_sets.setdefault(left, left)
                     result.fired[move.kind] += 1
-                    child = (*entries[:i], move.entry, *entries[i + 1 :], move.net, left)
+                    after = (*entries[:i], move.entry, *entries[i + 1 :])
+                    child = (*after, self.net(self.live(after, move.messages)), left)
                     if child in parents:
                         continue
                     parents[child] = at
@@ -461,12 +533,17 @@ class Search:
                 moves = self.moves_of(before[j], before[n])
                 if self.entries[before[j]].lives:
                     moves = moves + self.operator(before[:n], j, before[n])
-                label = next((m for m in moves if m.entry == state[j] and m.net == state[n]), None)
+                label = next((m for m in moves if self._leads(before, j, m, state)), None)
                 if label:
                     steps.append(f"{label.kind}: {label.detail}")
                     break
             state = before
         return steps[::-1]
+
+    def _leads(self, before: tuple[Any, ...], i: int, move: Move, state: tuple[Any, ...]) -> bool:
+        n = self.config.nodes
+        after = (*before[:i], move.entry, *before[i + 1 : n])
+        return after == state[:n] and self.net(self.live(after, move.messages)) == state[n]
 
 
 def resident() -> int:

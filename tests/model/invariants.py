@@ -128,7 +128,8 @@ def i11_the_retired_are_not_open(one: Node, other: Node) -> str | None:
 
 
 def i4_a_leaver_leaves_nothing(nodes: tuple[Node, ...]) -> str | None:
-    """The newest register on any remaining disk never names one that left and was wiped: no block is lost."""
+    """The newest register on any remaining disk never names one that left and was wiped: no block is lost. A gift that
+    its giver still waits to see confirmed is not lost: the giver takes it back when it hears of the good-bye."""
     wiped = {n.memory.me for n in nodes if n.condition == GONE}
     if not wiped:
         return None
@@ -138,8 +139,9 @@ def i4_a_leaver_leaves_nothing(nodes: tuple[Node, ...]) -> str | None:
             for block, register in node.disk.registers.items():
                 if block not in newest or register[:2] > newest[block][:2]:
                     newest[block] = register
+    owed = {(b, r) for n in nodes if n.condition != GONE for b, r in n.disk.owed.items()}
     for block, register in newest.items():
-        if register.owner in wiped:
+        if register.owner in wiped and (block, register) not in owed:
             return f"I4 block {block} left with {register.owner.decode()}: {show(register)}"
     return None
 

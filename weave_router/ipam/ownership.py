@@ -122,6 +122,8 @@ def _obsolete(state: State, m: Message) -> bool:
         return state.gate != Gate.CLOSED or m.body.nonce != state.nonce
     if isinstance(m.body, Admitted):
         return state.gate != Gate.CANDIDATE or m.body.nonce != state.nonce
+    if isinstance(m.body, Promise | Nack):
+        return state.round is None or m.body.round != state.round.id
     return False
 
 
@@ -153,6 +155,7 @@ def _on_retry(state: State, event: Retry, out: Out) -> State:
         gate.ask(state, out)
     elif state.gate in (Gate.OPEN, Gate.OWN):
         retirement.ask(state, out)
+        retirement.tell_closed(state, out)
         for candidate in sorted(state.admissions):
             admission.propose(state, candidate, out)
         if state.owed:

@@ -67,7 +67,7 @@ def _few(state: State, victims: frozenset[NodeId]) -> bool:
 
 
 def _holder(state: State, asking: RoundId, victims: frozenset[NodeId]) -> RoundId | None:
-    """The open round that forbids a promise to ``asking`` (R6). One by a victim or an older one by the asker does not."""
+    """The open round that forbids a promise to ``asking`` (R6); not one by a victim or an older one by the asker."""
     for victim in sorted(victims - state.retired):
         lock = state.locks.get(victim)
         if lock is None or lock.coordinator in victims:
@@ -96,7 +96,7 @@ def on_retire_ask(state: State, m: Message, body: RetireAsk, out: Out) -> State:
     if not issuing(state) or m.sender in state.promised or m.sender not in voters(state):
         return state
     if victims <= state.retired:
-        send(state, out, m.sender, Tell(knowledge_of(state)))
+        send(state, out, m.sender, Nack(body.round))
         return state
     for victim, named in sorted(body.victims.items()):
         if victim == state.me or state.incarnations.get(victim, 0) > named:
@@ -113,27 +113,32 @@ def on_retire_ask(state: State, m: Message, body: RetireAsk, out: Out) -> State:
 
 def on_promise(state: State, m: Message, body: Promise, out: Out) -> State:
     current = state.round
-    if body.round.coordinator != state.me:
-        return state
-    if current is None or current.id != body.round:
-        send(state, out, m.sender, Aborted(body.round))
-        return state
+    assert current is not None and current.id == body.round  # see ownership._obsolete
     state = merge(state, body.knowledge, out, accept=frozenset(current.victims))
     return state._replace(round=Round(current.id, current.victims, current.acks | {m.sender}))
 
 
 def on_nack(state: State, m: Message, body: Nack, out: Out) -> State:
-    if state.round is None or state.round.id != body.round:
-        return state
     if body.holder is not None:
         out.append(Refused("another round is open", frozenset({body.holder.coordinator})))
     elif body.returned is not None:
         out.append(Refused("the machine was seen alive", frozenset({body.returned})))
+    else:
+        out.append(Refused("already retired"))
     return abort(state, out)
 
 
 def on_abort(state: State, event: Abort, out: Out) -> State:
-    return state if state.round is None else abort(state, out)
+    if state.round is not None:
+        return abort(state, out)
+    tell_closed(state, out)
+    return state
+
+
+def tell_closed(state: State, out: Out) -> None:
+    """For members that did not hear it the first time."""
+    if state.round is None and state.rounds_started:
+        send(state, out, EVERYBODY, Aborted(RoundId(state.me, state.rounds_started)))
 
 
 def abort(state: State, out: Out) -> State:
@@ -141,7 +146,7 @@ def abort(state: State, out: Out) -> State:
     assert state.round is not None
     closed = state.round.id
     state = _unlock(state._replace(round=None), closed)
-    send(state, out, EVERYBODY, Aborted(closed))
+    tell_closed(state, out)
     return state
 
 
@@ -150,7 +155,8 @@ def on_aborted(state: State, m: Message, body: Aborted, out: Out) -> State:
 
 
 def _unlock(state: State, closed: RoundId) -> State:
-    return state._replace(locks=state.locks.without([v for v, lock in state.locks.items() if lock == closed]))
+    gone = [v for v, lock in state.locks.items() if lock[0] == closed.coordinator and lock.number <= closed.number]
+    return state._replace(locks=state.locks.without(gone))
 
 
 def continue_round(state: State, out: Out) -> State:

@@ -25,7 +25,7 @@ class FrozenMap(dict[K, V], Generic[K, V]):
     __slots__ = ("_hash",)
     _hash: int
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]  # a dict that may not change may be hashed
         try:
             return self._hash
         except AttributeError:
@@ -42,7 +42,7 @@ class FrozenMap(dict[K, V], Generic[K, V]):
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a FrozenMap does not change")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
 
 
 class Register(NamedTuple):
@@ -219,7 +219,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """``holder``: the round promised to already. ``returned``: a victim seen alive since. Neither: not a member."""
+    """``holder``: the round promised to already. ``returned``: a victim seen alive since. Neither: all are retired."""
 
     round: RoundId
     holder: RoundId | None = None
@@ -228,7 +228,7 @@ class Nack:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """This round never completes: members may promise to another."""
+    """This round and all earlier ones of its coordinator are closed: members may promise to another."""
 
     round: RoundId
 
