@@ -1,0 +1,298 @@
+"""What the API says, as frozen values: one struct per section of the status page, and the requests.
+
+The shape of the JSON is the shape of these structs; ``router.py`` fills them, ``text.py`` prints them, ``client.py``
+reads them. Imports of the product only limits: every command loads this file. Times are Unix
+seconds, durations seconds, MTUs and sizes bytes; ids are lower-case hexadecimal; an empty text or None is unknown.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from weave_router import limits
+
+PLAINTEXT: Final = "plaintext"
+"""What ``Connection.encryption`` says where the payload is not sealed."""
+
+ConnectionState = Literal["connecting", "retrying", "failed", "pending", "established", "self"]
+Direction = Literal["outbound", "inbound"]
+
+
+class _Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """Fields beyond those known are ignored when read: an older command line works with a newer router."""
+
+
+# --- sections of the status page --------------------------------------------------------------------------------
+
+
+class Service(_Struct, frozen=True, kw_only=True):
+    """The router itself."""
+
+    version: str
+    id: str
+    name: str
+    nickname: str
+    incarnation: int
+    started_at: float
+    uptime: float
+    status: str = "ready"
+    protocol_min: int = 1
+    protocol_max: int = 1
+    host: str = ""
+    port: int = 6783
+    encryption: str = ""
+    """Suites this node seals with and their implementation, the preferred first; ``plaintext`` with --plaintext."""
+    discovery: bool = True
+    trusted_subnets: tuple[str, ...] = ()
+    pod_mtu: int = 0
+    bridge: str = "weave"
+    domain: str = ""
+    refused: tuple[str, ...] = ()
+    """Kernel features that WEAVE_ROUTER_REFUSE turned off."""
+
+
+class Connection(_Struct, frozen=True, kw_only=True):
+    """One peer or one target that is no peer yet. The control link and the data path are told apart on purpose."""
+
+    encryption: str
+    """Suite of the data path, ``plaintext``, or empty where there is no session."""
+    state: ConnectionState
+    address: str
+    direction: Direction
+    peer: str = ""
+    nickname: str = ""
+    link: str = ""
+    """The control link by TCP: ``up``, ``down`` or a word for what it waits for."""
+    data: str = ""
+    """The session by UDP, likewise."""
+    path: str = ""
+    """``direct``; ``relay`` when relays come."""
+    path_mtu: int | None = None
+    """Confirmed size of an outer IP packet on this path."""
+    pod_mtu: int | None = None
+    """The other side's pod MTU."""
+    rtt: float | None = None
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    since: float | None = None
+    reason: str = ""
+    """Code of reasons.py: why there is no session, or why the path is not what it could be."""
+    detail: str = ""
+    """The same as a sentence."""
+    retry_at: float | None = None
+
+
+class Target(_Struct, frozen=True, kw_only=True):
+    """An address given by hand."""
+
+    address: str
+    state: ConnectionState = "connecting"
+    resolved: tuple[str, ...] = ()
+    peer: str = ""
+    detail: str = ""
+
+
+class PeerLink(_Struct, frozen=True, kw_only=True):
+    """A connection as the peer's own record tells it."""
+
+    peer: str
+    nickname: str = ""
+    address: str = ""
+    direction: Direction = "outbound"
+    state: Literal["pending", "established"] = "established"
+    rtt: float | None = None
+
+
+class Peer(_Struct, frozen=True, kw_only=True):
+    """A node's record."""
+
+    id: str
+    nickname: str
+    incarnation: int = 0
+    seq: int = 0
+    version: str = ""
+    addresses: tuple[str, ...] = ()
+    reachable: bool = True
+    pod_mtu: int = 0
+    plaintext: bool = False
+    behind_nat: bool = False
+    prefixes: tuple[str, ...] = ()
+    token_sending: str = ""
+    tokens_accepted: tuple[str, ...] = ()
+    links: tuple[PeerLink, ...] = ()
+
+
+class Attachment(_Struct, frozen=True, kw_only=True):
+    """A pod on this node."""
+
+    container_id: str
+    ifname: str
+    address: str
+    """With the prefix length that the pod sees."""
+    ipv6: str = ""
+    mac: str = ""
+    netns: str = ""
+    port: str = ""
+    since: float | None = None
+
+
+class AddressConflict(_Struct, frozen=True, kw_only=True):
+    """One address announced by several nodes: every table gives it to ``owner``."""
+
+    address: str
+    owner: str
+    others: tuple[str, ...]
+
+
+class Block(_Struct, frozen=True, kw_only=True):
+    """Addresses that a node answers for."""
+
+    peer: str
+    nickname: str = ""
+    prefixes: tuple[str, ...] = ()
+    addresses: int = 0
+    reachable: bool = True
+
+
+class Ipam(_Struct, frozen=True, kw_only=True):
+    """Who has which address. ``status`` is ``manual`` while addresses are given by hand."""
+
+    status: str = "manual"
+    range: str = ""
+    range_ipv6: str = ""
+    default_subnet: str = ""
+    bridge_address: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    conflicts: tuple[AddressConflict, ...] = ()
+
+
+class Worker(_Struct, frozen=True, kw_only=True):
+    """One thread of the fast path. The three figures that explain a complaint about speed, then its counters."""
+
+    index: int
+    bundle_fill: float | None = None
+    """Small frames per bundle; None: none was sent yet (likewise below)."""
+    segments_per_send: float | None = None
+    segments_per_receive: float | None = None
+    segments_per_write: float | None = None
+    queue_depth: int = 0
+    """Bytes read ahead and parked."""
+    counters: dict[str, int] = {}
+
+
+class TokenUse(_Struct, frozen=True, kw_only=True):
+    """Which tokens (ids, never secrets) a node's record names."""
+
+    peer: str
+    nickname: str
+    sending: str
+    accepted: tuple[str, ...] = ()
+
+
+class Tokens(_Struct, frozen=True, kw_only=True):
+    """State of a rotation."""
+
+    sending: str = ""
+    accepted: tuple[str, ...] = ()
+    nodes: tuple[TokenUse, ...] = ()
+
+
+class StatusReport(_Struct, frozen=True, kw_only=True):
+    """The whole page."""
+
+    service: Service
+    connections: tuple[Connection, ...] = ()
+    targets: tuple[Target, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    ipam: Ipam = Ipam()
+    workers: tuple[Worker, ...] = ()
+    drops: dict[str, int] = {}
+    """Reason -> count, the fast path's and the kernel's alike; zeros may be left out."""
+    counters: dict[str, int] = {}
+    """Whatever else is counted: sums over the workers, handshakes, links, terminations."""
+    tokens: Tokens = Tokens()
+    warnings: tuple[str, ...] = ()
+
+
+class Report(_Struct, frozen=True, kw_only=True):
+    """For a bug report: the page, the fast path's trace and its tables, each cut to ``REPORT_ROWS_MAX`` rows."""
+
+    created_at: float
+    status: StatusReport
+    trace: tuple[tuple[int, ...], ...] = ()
+    """(CLOCK_BOOTTIME ns, worker, what, a, b)"""
+    tables: dict[str, tuple[Any, ...]] = {}
+    truncated: dict[str, int] = {}
+    """Name of a table that was cut -> rows left out."""
+
+
+# --- requests and answers ---------------------------------------------------------------------------------------
+
+Text = Annotated[str, Meta(max_length=1024)]
+_TextOfSomething = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class _Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request with a field we do not know would be carried out by half, so it is refused."""
+
+
+class ConnectRequest(_Request, frozen=True, kw_only=True):
+    targets: Annotated[tuple[_TextOfSomething, ...], Meta(max_length=limits.TARGETS_MAX)]
+    replace: bool = False
+    """Forget all targets but these."""
+
+
+class ForgetRequest(_Request, frozen=True, kw_only=True):
+    targets: Annotated[tuple[_TextOfSomething, ...], Meta(min_length=1, max_length=limits.TARGETS_MAX)]
+
+
+class TargetsReply(_Struct, frozen=True, kw_only=True):
+    """All targets after the change."""
+
+    targets: tuple[str, ...]
+
+
+class AttachRequest(_Request, frozen=True, kw_only=True):
+    """What `attach` puts beside the descriptors on ``attach.sock``."""
+
+    address: Text
+    netns: Text
+    ifname: Annotated[str, Meta(min_length=1, max_length=15)] = "eth0"
+    container_id: Annotated[str, Meta(max_length=255)] = ""
+
+
+class DetachRequest(_Request, frozen=True, kw_only=True):
+    """Whatever is given must fit: the namespace (by inode where it still exists), the address, the container."""
+
+    netns: Text = ""
+    netns_inode: int | None = None
+    address: Text = ""
+    ifname: Annotated[str, Meta(max_length=15)] = ""
+    container_id: Annotated[str, Meta(max_length=255)] = ""
+
+
+class DetachReply(_Struct, frozen=True, kw_only=True):
+    detached: tuple[Attachment, ...]
+
+
+class CaptureRequest(_Request, frozen=True, kw_only=True):
+    """Inner frames of one peer (id prefix or name) or one pod (address or container id); neither: all."""
+
+    peer: Text = ""
+    pod: Text = ""
+    snap: Annotated[int, Meta(ge=14, le=limits.CAPTURE_SNAP_MAX)] = limits.CAPTURE_SNAP_MAX
+    count: Annotated[int, Meta(ge=0)] = 0
+    """Stop after so many frames; 0: go on."""
+    seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
+    """Stop after so long; 0: go on."""
+
+
+class ErrorReply(_Struct, frozen=True, kw_only=True):
+    """Every answer that is no success. ``exit_status`` is what the command line ends with."""
+
+    error: str
+    exit_status: int = 1

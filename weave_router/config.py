@@ -1,0 +1,448 @@
+"""What `launch` was told: one frozen value from flags, environment and a TOML file, in this order of precedence.
+
+``OPTIONS`` is the only list of options: the command line, ``WEAVE_ROUTER_<FLAG>`` and the file's keys are made from
+it. Every wrong value is a UsageError of one sentence that names where the value came from. Knows nothing of the
+rooms; reads one file and touches nothing else. Called by cli/launch.py; every room may read ``LaunchConfig``.
+"""
+
+import difflib
+import ipaddress
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from weave_router import limits
+from weave_router.errors import UsageError
+
+ENV_PREFIX: Final = "WEAVE_ROUTER_"
+PORT_DEFAULT: Final = 6783
+RANGE_DEFAULT: Final = "10.32.0.0/12"
+STATE_DIR_DEFAULT: Final = "/var/lib/weave-router"
+RUN_DIR_DEFAULT: Final = "/run/weave-router"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "locked", "ipsec_mb")
+"""Kernel features that ``WEAVE_ROUTER_REFUSE`` turns off, so that one kernel tests what older ones give."""
+
+OTHER_VARIABLES: Final = frozenset({
+    "CONFIG", "REFUSE", "JSON", "IFNAME", "CONTAINER_ID", "REPLACE", "PEER", "POD", "COUNT", "SECONDS", "SNAP", "WRITE",
+    "OUTPUT", "FORCE", "DOMAIN_OF", "BIN",
+})
+"""Variables of this prefix that are no launch option: the file, the refused features, other commands' flags, and
+``BIN``, by which tests and demo name the program."""
+
+DEBUG_TIMERS: Final = (
+    "retry_tail", "retry_jitter", "give_up", "back_off", "answer_wait", "unconfirmed", "rekey", "rekey_other", "reject",
+    "send_margin", "sending", "crossing", "index_rest", "keepalive", "ping", "suspect", "lost", "nat_keepalive", "roam",
+    "challenge", "challenge_repeat", "poll", "poll_idle", "mtu_confirmed", "mtu_interval", "mtu_raise",
+)
+"""``WEAVE_ROUTER_DEBUG_<NAME>``, in seconds, for tests: the time spans of tunnel/timers.py that are one figure."""
+
+
+
+class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything `launch` decides on. ``mtu`` and ``workers`` 0: chosen at start; ``conn_limit`` 0: the mesh's own."""
+
+    name: str
+    nickname: str
+    host: str = ""
+    port: int = PORT_DEFAULT
+    mtu: int = 0
+    ipalloc_range: str = RANGE_DEFAULT
+    conn_limit: int = 0
+    no_discovery: bool = False
+    trusted_subnets: tuple[str, ...] = ()
+    log_level: str = "info"
+    state_dir: str = STATE_DIR_DEFAULT
+    run_dir: str = RUN_DIR_DEFAULT
+    token_file: str
+    plaintext: bool = False
+    workers: int = 0
+    bridge: str = "weave"
+    bridge_address: str = ""
+    targets: tuple[str, ...] = ()
+    refuse: frozenset[str] = frozenset()
+    debug_timers: dict[str, float] = {}
+    """Name out of DEBUG_TIMERS -> seconds, only what is set."""
+    debug_boot_id: str = ""
+    """Instead of the kernel's boot id: hosts of the laboratory share one kernel."""
+
+    @property
+    def tap(self) -> str:
+        """Name of the TAP device that belongs to the bridge."""
+        return f"{self.bridge}-tap"
+
+    @property
+    def range_v4(self) -> ipaddress.IPv4Network:
+        """The IPv4 part of the universe."""
+        return ipaddress.IPv4Network(self.ipalloc_range)
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One option. ``parse`` takes text or a TOML value and raises ValueError with the sentence's second half."""
+
+    flag: str
+    parse: Callable[[object], Any]
+    help: str
+    metavar: str = ""
+
+    @property
+    def field(self) -> str:
+        return self.flag.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.field.upper()
+
+    @property
+    def is_switch(self) -> bool:
+        return not self.metavar
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} should be a text in quotes")
+    return value.strip()
+
+
+def _number(least: int, most: int, zero: str = "") -> Callable[[object], int]:
+    """A whole number from ``least`` to ``most``; with ``zero`` also 0, which means that."""
+    wanted = f"a whole number from {least} to {most}" + (f", or 0 ({zero})" if zero else "")
+
+    def parse(value: object) -> int:
+        digits = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}", digits, re.ASCII):
+            raise ValueError(f"{digits!r} should be {wanted}")
+        number = int(digits)
+        if not (least <= number <= most or (zero and number == 0)):
+            raise ValueError(f"{number} should be {wanted}")
+        return number
+
+    return parse
+
+
+def _switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{word!r} should be true or false")
+
+
+def _name(value: object) -> str:
+    name = _text(value)
+    if not name or not name.isprintable() or len(name) > limits.RECORD_NAME_MAX:
+        raise ValueError(f"a name has 1 to {limits.RECORD_NAME_MAX} printable characters")
+    return name
+
+
+def _address(value: object) -> str:
+    text = _text(value)
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} should be an IP address of this host") from None
+
+
+def _bridge_address(value: object) -> str:
+    text = _text(value)
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} should be one IPv4 address of the range, without a prefix length") from None
+
+
+def _range(value: object) -> str:
+    text = _text(value)
+    try:
+        interface = ipaddress.IPv4Interface(text)
+    except ValueError:
+        raise ValueError(f"{text!r} should be an IPv4 network such as {RANGE_DEFAULT}") from None
+    network = interface.network
+    if interface.ip != network.network_address:
+        raise ValueError(f"{text} has bits set beyond its prefix; did you mean {network}?")
+    if not limits.RANGE_PREFIX_MIN <= network.prefixlen <= limits.RANGE_PREFIX_MAX:
+        least, most = limits.RANGE_PREFIX_MIN, limits.RANGE_PREFIX_MAX
+        raise ValueError(f"the prefix of {text} should be from /{least} to /{most}")
+    if network.is_multicast or network.is_loopback or network.is_link_local or network.is_reserved:
+        raise ValueError(f"{text} is set aside by the IETF; take a private range such as {RANGE_DEFAULT}")
+    return str(network)
+
+
+def _words(value: object) -> list[str]:
+    """A comma or space separated text, or a TOML array of texts."""
+    if isinstance(value, str):
+        return value.replace(",", " ").split()
+    if isinstance(value, Sequence):
+        return [_text(item) for item in value]
+    raise ValueError(f"{value!r} should be a list of texts")
+
+
+def _subnets(value: object) -> tuple[str, ...]:
+    subnets = []
+    for word in _words(value):
+        try:
+            subnets.append(str(ipaddress.ip_network(word)))
+        except ValueError:
+            raise ValueError(f"{word!r} should be a network such as 192.0.2.0/24") from None
+    return tuple(subnets)
+
+
+def _level(value: object) -> str:
+    word = _text(value).lower()
+    if word not in LOG_LEVELS:
+        raise ValueError(f"{word!r} should be one of {', '.join(LOG_LEVELS)}")
+    return word
+
+
+def _path(value: object) -> str:
+    path = _text(value)
+    if not path or "\0" in path:
+        raise ValueError(f"{path!r} should be a path")
+    return path
+
+
+def _directory(value: object) -> str:
+    path = _path(value)
+    if not path.startswith("/"):
+        raise ValueError(f"{path!r} should be an absolute path")
+    return path.rstrip("/") or "/"
+
+
+def _run_directory(value: object) -> str:
+    path = _directory(value)
+    if len(os.fsencode(f"{path}/attach.sock.new")) > limits.UNIX_PATH_MAX:
+        raise ValueError("the path is too long for a unix socket; take a shorter one")
+    return path
+
+
+def _bridge(value: object) -> str:
+    name = _text(value)
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{limits.BRIDGE_NAME_MAX - 1}}}", name, re.ASCII):
+        raise ValueError(f"{name!r} should be 1 to {limits.BRIDGE_NAME_MAX} letters, digits, '_', '.', '-'")
+    return name
+
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
+
+
+def parse_target(text: str, default_port: int = PORT_DEFAULT) -> tuple[str, int]:
+    """``HOST``, ``HOST:PORT``, ``IPV6`` or ``[IPV6]:PORT`` as (host, port). Raises ValueError with a half sentence."""
+    host, port = text, str(default_port)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        if rest:
+            port = rest[1:] if rest.startswith(":") else "?"
+        valid = _is_address(host, 6)
+    else:
+        if text.count(":") == 1:
+            host, port = text.split(":")
+        valid = _is_address(host, 4) or (":" in host and _is_address(host, 6)) or _is_host_name(host)
+    if not valid:
+        raise ValueError(f"{text!r} should be an address or a host name, with :PORT if it is not {default_port}")
+    if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"the port of {text!r} should be a number from 1 to 65535")
+    return host, int(port)
+
+
+def _is_address(text: str, version: int) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == version
+    except ValueError:
+        return False
+
+
+def _is_host_name(text: str) -> bool:
+    """A DNS name; what looks like a number (``10.0.0``, ``1``) is a mistyped address, not a name."""
+    labels = text.removesuffix(".").split(".")
+    return len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
+
+
+def parse_targets(value: object) -> tuple[str, ...]:
+    """Target addresses as given, each checked, doubles removed. Raises ValueError with a half sentence."""
+    targets = tuple(dict.fromkeys(_words(value)))
+    if len(targets) > limits.TARGETS_MAX:
+        raise ValueError(f"{len(targets)} targets are more than {limits.TARGETS_MAX}; a few are enough")
+    for target in targets:
+        parse_target(target)
+    return targets
+
+
+# --- the list ---------------------------------------------------------------------------------------------------
+
+OPTIONS: Final = (
+    Option("token-file", _path, "The cluster's token (`weave-router token new`), readable by its owner alone.", "FILE"),
+    Option("name", _name, "Name of this node [default: the host's name].", "NAME"),
+    Option("nickname", _name, "Name shown to people [default: the node's name].", "NAME"),
+    Option("host", _address, "Listen on this address alone [default: all].", "ADDRESS"),
+    Option("port", _number(1, 65535), f"UDP and TCP port of the router [default: {PORT_DEFAULT}].", "PORT"),
+    Option("mtu", _number(limits.POD_MTU_MIN, limits.POD_MTU_MAX, "chosen from the underlay"),
+           "MTU of the pods [default: the underlay's less 132].", "BYTES"),
+    Option("ipalloc-range", _range, f"Addresses of the pod network [default: {RANGE_DEFAULT}].", "CIDR"),
+    Option("bridge-address", _bridge_address, "Address of this node's bridge, out of the range.", "ADDRESS"),
+    Option("bridge", _bridge, "Name of the bridge; the TAP is called BRIDGE-tap [default: weave].", "BRIDGE"),
+    Option("conn-limit", _number(1, limits.LINKS_MAX, "as the mesh needs"), "Most control links to other nodes.", "N"),
+    Option("no-discovery", _switch, "Link exactly the TARGETs, not the nodes learned from them."),
+    Option("trusted-subnets", _subnets, "Send plaintext to nodes there that trust us too.", "CIDR,..."),
+    Option("plaintext", _switch, "Do not encrypt the frames of pods; both ends must say so."),
+    Option("workers", _number(1, limits.WORKERS_MAX, "chosen from the number of CPUs"),
+           "Threads of the fast path [default: by the number of CPUs].", "N"),
+    Option("state-dir", _directory, f"What must survive a reboot [default: {STATE_DIR_DEFAULT}].", "DIR"),
+    Option("run-dir", _run_directory, f"Sockets and locks [default: {RUN_DIR_DEFAULT}].", "DIR"),
+    Option("log-level", _level, f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
+)
+_TARGETS: Final = Option("targets", parse_targets, "Addresses of other nodes.", "TARGET")
+_BY_FIELD: Final = {option.field: option for option in (*OPTIONS, _TARGETS)}
+
+TOKEN_MISSING: Final = (
+    "--token-file is missing: make a token once by `weave-router token new > FILE`, copy FILE to every node, "
+    "then run `weave-router launch --token-file FILE ...`"
+)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------
+
+
+def load(
+    flags: Mapping[str, object], targets: Sequence[str], environ: Mapping[str, str], *, hostname: str | None = None
+) -> LaunchConfig:
+    """The launch configuration. ``flags``: field name -> value, None where not given; ``config`` names the file."""
+    _check_variables(environ)
+    config_path = flags.get("config") or environ.get(ENV_PREFIX + "CONFIG", "")
+    values = _from_file(str(config_path)) if config_path else {}
+    values |= _from_environment(environ)
+    values |= _from_flags(flags, targets)
+    values.setdefault("name", hostname or socket.gethostname())
+    values.setdefault("nickname", values["name"])
+    if "token_file" not in values:
+        raise UsageError(TOKEN_MISSING)
+    debug = _debug(environ)
+    boot_id = debug.pop("boot_id", "")
+    timers = {name: _seconds(name, text) for name, text in debug.items()}
+    config = LaunchConfig(**values, refuse=_refuse(environ), debug_timers=timers, debug_boot_id=boot_id)
+    _check_together(config)
+    return config
+
+
+def _parse(option: Option, value: object, source: str) -> Any:
+    try:
+        return option.parse(value)
+    except ValueError as error:
+        raise UsageError(f"{source}: {error}") from None
+
+
+def _from_flags(flags: Mapping[str, object], targets: Sequence[str]) -> dict[str, Any]:
+    given = {field: value for field, value in flags.items() if value is not None and field != "config"}
+    values = {field: _parse(_BY_FIELD[field], value, f"--{_BY_FIELD[field].flag}") for field, value in given.items()}
+    if targets:
+        values["targets"] = _parse(_TARGETS, list(targets), "TARGET")
+    return values
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """A variable that is empty counts as not set: manifests leave them so."""
+    values = {}
+    for option in _BY_FIELD.values():
+        text = environ.get(option.variable, "").strip()
+        if text and option.field == "port" and re.match(r"(tcp|udp|sctp)://", text):
+            raise UsageError(f"{option.variable}: {text!r} is a Service's link; set enableServiceLinks: false")
+        if text:
+            values[option.field] = _parse(option, text, option.variable)
+    return values
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    values = {}
+    for key, value in _read_toml(path).items():
+        option = _BY_FIELD.get(key.replace("-", "_"))
+        if option is None or "_" in key:
+            raise UsageError(f"{path}: {key!r} is no option{_did_you_mean(key, [o.flag for o in _BY_FIELD.values()])}")
+        values[option.field] = _parse(option, value, f"{key} in {path}")
+    return values
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limits.CONFIG_FILE_MAX + 1)
+    except OSError as error:
+        raise UsageError(f"--config: cannot read {path}: {error.strerror}") from None
+    if len(data) > limits.CONFIG_FILE_MAX:
+        raise UsageError(f"--config: {path} is larger than {limits.CONFIG_FILE_MAX} bytes; is it a configuration file?")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"--config: {path} is not TOML: {error}") from None
+
+
+def _refuse(environ: Mapping[str, str]) -> frozenset[str]:
+    words = _words(environ.get(ENV_PREFIX + "REFUSE", ""))
+    for word in words:
+        if word not in REFUSE_WORDS:
+            raise UsageError(f"{ENV_PREFIX}REFUSE: {word!r} should be one of {', '.join(REFUSE_WORDS)}")
+    return frozenset(words)
+
+
+_DEBUG_PREFIX: Final = ENV_PREFIX + "DEBUG_"
+
+
+def _debug(environ: Mapping[str, str]) -> dict[str, str]:
+    """Lower-case name -> text. Unknown names are refused: a test with a typing error would pass for nothing."""
+    texts = {}
+    for variable, text in environ.items():
+        if not variable.startswith(_DEBUG_PREFIX) or not text.strip():
+            continue
+        name = variable.removeprefix(_DEBUG_PREFIX).lower()
+        if name != "boot_id" and name not in DEBUG_TIMERS:
+            near = _did_you_mean(variable, [_DEBUG_PREFIX + known.upper() for known in (*DEBUG_TIMERS, "boot_id")])
+            raise UsageError(f"{variable}: no such variable{near}")
+        texts[name] = text.strip()
+    return texts
+
+
+def _seconds(name: str, text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text, re.ASCII):
+        raise UsageError(f"{_DEBUG_PREFIX}{name.upper()}: {text!r} should be a number of seconds")
+    return float(text)
+
+
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)|PORT_[0-9]+_(TCP|UDP|SCTP))(_.*)?|.*_SERVICE_(HOST|PORT)(_.*)?")
+"""What Kubernetes sets in every pod for a Service whose name begins with ours."""
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    """A misspelt variable would be ignored in silence, so an unknown name under our prefix is refused."""
+    known = {option.field.upper() for option in _BY_FIELD.values()} | OTHER_VARIABLES
+    for variable in sorted(environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if name == variable or name in known or variable.startswith(_DEBUG_PREFIX) or _SERVICE_LINK.fullmatch(name):
+            continue
+        near = _did_you_mean(variable, [ENV_PREFIX + known_name for known_name in known])
+        raise UsageError(f"{variable}: no such variable{near}")
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _check_together(config: LaunchConfig) -> None:
+    """What no single value shows."""
+    if not config.bridge_address:
+        return
+    network, address = config.range_v4, ipaddress.IPv4Address(config.bridge_address)
+    if address not in network:
+        raise UsageError(f"--bridge-address: {address} is not in {network}; take one of it or change --ipalloc-range")
+    if address in (network.network_address, network.broadcast_address):
+        raise UsageError(f"--bridge-address: {address} is the first or last address of {network}, which are kept free")
