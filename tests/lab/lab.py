@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, TypeVar
 
 from .capture import Capture
-from .namespace import PREFIX, LabError, Namespace, sweep
+from .namespace import KEEP_MARK, PREFIX, LabError, Namespace, sweep
 from .network import BOTH, Cable, Gateway, Host, Nat, Node, Pod, Segment, Switch
 from .router import Router, new_token
 from .traffic import Traffic
@@ -68,7 +68,9 @@ class Lab:
     ) -> None:
         if kind is not None and issubclass(kind, Exception):
             self.print_logs()
-        if not (self.keep and kind is None):
+        if self.keep and kind is None:
+            (self.directory / KEEP_MARK).touch()
+        else:
             self.close()
 
     def _catch_signals(self) -> None:

@@ -20,7 +20,8 @@ from typing import IO, Final
 
 PREFIX: Final = "wrlab"
 NETNS_DIR: Final = Path("/run/netns")
-NAME_PATTERN: Final = re.compile(rf"^{PREFIX}-(\d+)-")
+NAME_PATTERN: Final = re.compile(rf"^{PREFIX}-(\d+)-\d+")
+KEEP_MARK: Final = "keep"
 COMMAND_TIMEOUT: Final = 120.0
 
 
@@ -45,13 +46,19 @@ def run(
         text=True,
         check=False,
         timeout=timeout,
-        env=None if env is None else {**os.environ, **env},
+        env=environment(env),
         start_new_session=True,
     )
     if check and done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"{' '.join(argv)}: exit status {done.returncode}: {said}\n{text_input or ''}".rstrip())
     return done
+
+
+def environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """The caller's, without the product's own variables: what a router is told, the lab says."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WEAVE_ROUTER_")}
+    return {**kept, **(extra or {})}
 
 
 def kill_process(process: subprocess.Popen[str]) -> None:
@@ -114,7 +121,7 @@ class Namespace:
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT if output else subprocess.PIPE,
             text=True,
-            env=None if env is None else {**os.environ, **env},
+            env=environment(env),
             start_new_session=True,
         )
 
@@ -156,24 +163,29 @@ def delete_namespace(name: str) -> None:
     run(["ip", "netns", "delete", name], check=False)
 
 
-def owner_is_alive(name: str) -> bool:
-    """Whether the process that the name carries still runs. Names of others are nobody's to sweep: alive."""
+def is_leftover(name: str, kept: bool) -> bool:
+    """Whether the process that the name carries is gone, and nobody asked to keep its lab (unless ``kept``)."""
     matched = NAME_PATTERN.match(name)
-    return matched is None or Path(f"/proc/{matched[1]}").exists()
+    if matched is None or Path(f"/proc/{matched[1]}").exists():
+        return False
+    return kept or not (temporary_directory() / matched[0] / KEEP_MARK).exists()
 
 
-def leftovers(directory: Path) -> list[str]:
+def temporary_directory() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+def leftovers(directory: Path, kept: bool) -> list[str]:
     if not directory.exists():
         return []
-    return [entry.name for entry in directory.iterdir() if not owner_is_alive(entry.name)]
+    return [entry.name for entry in directory.iterdir() if is_leftover(entry.name, kept)]
 
 
-def sweep() -> list[str]:
-    """Remove the namespaces and folders of labs whose process is gone; returns their names."""
-    names = leftovers(NETNS_DIR)
+def sweep(*, kept: bool = False) -> list[str]:
+    """Remove the namespaces and folders of labs whose process is gone; returns the namespaces' names."""
+    names = leftovers(NETNS_DIR, kept)
     for name in names:
         delete_namespace(name)
-    temporary = Path(tempfile.gettempdir())
-    for name in leftovers(temporary):
-        shutil.rmtree(temporary / name, ignore_errors=True)
+    for name in leftovers(temporary_directory(), kept):
+        shutil.rmtree(temporary_directory() / name, ignore_errors=True)
     return names

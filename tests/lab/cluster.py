@@ -1,0 +1,80 @@
+"""Several hosts with a router and pods each: what most tests, the demo and the benchmarks begin with.
+
+Node number i (from 1) has the bridge address 10.32.i.1, its pods 10.32.i.2 and on, and lists the host before it: a
+chain, so that whoever reaches a host further on learned of it through the mesh. Called by tests, demo, benchmarks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from .lab import Lab
+from .network import Host, Pod
+from .router import Router, ping, wait_for
+
+PREFIX_LENGTH: Final = 12
+LETTERS: Final = "abcdefgh"
+JOIN_DEADLINE: Final = 20.0
+
+
+def routers_for(
+    lab: Lab,
+    hosts: Sequence[Host],
+    *,
+    family: str = "v4",
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> list[Router]:
+    """One router per host, not yet launched."""
+    made: list[Router] = []
+    for number, host in enumerate(hosts, 1):
+        peers = [hosts[number - 2].address(family)] if number > 1 else []
+        made.append(lab.router(host, bridge_address=f"10.32.{number}.1", peers=peers, flags=flags, env=env))
+    return made
+
+
+def attach_pods(lab: Lab, routers: Sequence[Router], each: int) -> list[Pod]:
+    """``each`` pods per router, attached side by side by the product's command."""
+    tasks = []
+    for router, letter in itertools.product(routers, LETTERS[:each]):
+        pod = lab.pod(router.host, letter)
+        network = router.bridge_address.rsplit(".", 1)[0]
+        tasks.append(partial(router.attach, pod, f"{network}.{2 + LETTERS.index(letter)}/{PREFIX_LENGTH}"))
+    return lab.parallel(*tasks)
+
+
+def start_cluster(
+    lab: Lab,
+    hosts: Sequence[Host],
+    *,
+    pods: int = 1,
+    family: str = "v4",
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> tuple[list[Router], list[Pod]]:
+    """Launch all, attach all, wait until every host reaches every other: (routers, pods in the order of hosts)."""
+    routers = routers_for(lab, hosts, family=family, flags=flags, env=env)
+    lab.parallel(*(router.launch for router in routers))
+    attached = attach_pods(lab, routers, pods)
+    wait_joined(lab, attached)
+    return routers, attached
+
+
+def pairs(pods: Sequence[Pod]) -> Iterator[tuple[Pod, Pod]]:
+    return itertools.permutations(pods, 2)
+
+
+def wait_joined(lab: Lab, pods: Sequence[Pod]) -> None:
+    """Until one pod of each host has reached one of each other, by each family that pods have."""
+    firsts = [next(pod for pod in pods if pod.host is host) for host in dict.fromkeys(pod.host for pod in pods)]
+    families = [family for family in ("v4", "v6") if all(pod.address(family) for pod in pods)]
+
+    def join(near: Pod, far: Pod) -> None:
+        for family in families:
+            reach = partial(ping, near, far.address(family), wait=0.3)
+            wait_for(f"ping {family} from {near.label} to {far.label}", reach, JOIN_DEADLINE)
+
+    lab.parallel(*(partial(join, near, far) for near, far in pairs(firsts)))
