@@ -1,0 +1,58 @@
+"""Network namespaces for the tests of host/: each made by a test, entered by a thread, gone at its end."""
+
+import ctypes
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+
+class Netns:
+    """A namespace and one thread that lives in it."""
+
+    def __init__(self) -> None:
+        self.name = f"t-host-{uuid.uuid4().hex[:8]}"
+        self.path = f"/run/netns/{self.name}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self._thread = ThreadPoolExecutor(1, initializer=self._enter)
+
+    def _enter(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        assert ctypes.CDLL(None, use_errno=True).setns(fd, 0) == 0
+        os.close(fd)
+
+    def call(self, function: Callable[..., Any], *args: Any, **words: Any) -> Any:
+        """Run it in the namespace's thread."""
+        return self._thread.submit(function, *args, **words).result(timeout=30)
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True, text=True, timeout=30)
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        subprocess.run(["ip", "netns", "del", self.name], check=True)
+
+
+@pytest.fixture
+def make_netns() -> Iterator[Callable[[], Netns]]:
+    made: list[Netns] = []
+
+    def make() -> Netns:
+        made.append(Netns())
+        return made[-1]
+
+    yield make
+    for netns in reversed(made):
+        netns.close()
+
+
+@pytest.fixture
+def host(make_netns: Callable[[], Netns]) -> Netns:
+    """A host without anything on it."""
+    return make_netns()

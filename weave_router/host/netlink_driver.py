@@ -1,0 +1,113 @@
+"""Opens rtnetlink and reads links from it as values. Synchronous pyroute2: never on the event loop's thread.
+
+Decides nothing. Called by the other drivers of this room; nobody else in the product imports pyroute2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import ENODEV
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from weave_router.host.faults import Fault, HostError
+
+Netlink = Any  # pyroute2.IPRoute, which carries no types
+IFF_UP = 1
+NTF_MASTER = 0x04
+NUD_NOARP = 0x40
+BRIDGE_PORT_FORWARDING = 3
+
+
+@dataclass(frozen=True)
+class Link:
+    """What this room reads of a link. ``port``: IFLA_BRPORT_* values by short name, empty when it is no bridge port."""
+
+    index: int
+    name: str
+    mac: str
+    mtu: int
+    up: bool
+    carrier: bool
+    master: int
+    kind: str
+    alias: str
+    group: int
+    gso_max_size: int
+    txqlen: int
+    port: dict[str, Any]
+
+
+def open_netlink(fileno: int | None = None) -> Netlink:
+    """The host's rtnetlink, or a pod's by a socket that was opened inside it (SOCK_DGRAM)."""
+    return IPRoute() if fileno is None else IPRoute(fileno=fileno)
+
+
+@contextmanager
+def explain(operation: str, link: str, fault: Fault = Fault.NETLINK, **words: object) -> Iterator[None]:
+    """Turns a netlink refusal into the operator's sentence."""
+    try:
+        yield
+    except NetlinkError as error:
+        raise HostError(fault, operation=operation, link=link, errno=error.code, **words) from error
+    except OSError as error:
+        raise HostError(fault, operation=operation, link=link, errno=error.errno or 0, **words) from error
+
+
+def find(ipr: Netlink, name: str) -> Link | None:
+    try:
+        return _link_of(ipr.link("get", ifname=name)[0])
+    except NetlinkError as error:
+        if error.code == ENODEV:
+            return None
+        raise HostError(Fault.NETLINK, operation="read link", link=name, errno=error.code) from error
+
+
+def need(ipr: Netlink, name: str) -> Link:
+    link = find(ipr, name)
+    if link is None:
+        raise HostError(Fault.NO_LINK, link=name, errno=ENODEV)
+    return link
+
+
+def links(ipr: Netlink) -> list[Link]:
+    with explain("list", "links"):
+        return [_link_of(message) for message in ipr.get_links()]
+
+
+def _link_of(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    port = info.get_attr("IFLA_INFO_SLAVE_DATA") if info else None
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME") or "",
+        mac=message.get_attr("IFLA_ADDRESS") or "",
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & IFF_UP),
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        master=message.get_attr("IFLA_MASTER") or 0,
+        kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
+        alias=message.get_attr("IFLA_IFALIAS") or "",
+        group=message.get_attr("IFLA_GROUP") or 0,
+        gso_max_size=message.get_attr("IFLA_GSO_MAX_SIZE") or 0,
+        txqlen=message.get_attr("IFLA_TXQLEN") or 0,
+        port=_port_of(port),
+    )
+
+
+def _port_of(data: Any) -> dict[str, Any]:
+    if data is None or not hasattr(data, "get") or "attrs" not in data:
+        return {}
+    return {
+        name.removeprefix("IFLA_BRPORT_").lower(): value
+        for name, value in data["attrs"]
+        if name.startswith("IFLA_BRPORT_")
+    }
+
+
+def addresses(ipr: Netlink, index: int) -> list[str]:
+    """All addresses of a link as ``address/length``."""
+    with explain("list addresses of", f"link {index}"):
+        return [f"{m.get_attr('IFA_ADDRESS')}/{m['prefixlen']}" for m in ipr.get_addr(index=index)]

@@ -1,0 +1,118 @@
+"""How one pod is wired, as a value. Pure; pod_driver.py carries it out.
+
+The caller chose the addresses (ipam/, or the operator). An IPv6 address and the MAC follow from the IPv4 address: the
+host number. Called by the attach handlers of the composition root and cni/.
+"""
+
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import Final
+
+from weave_router.host.bridge import gso_max_size, link_local_of
+from weave_router.host.faults import Fault, HostError
+from weave_router.host.names import check_ifname, port_name
+from weave_router.host.netfilter import PortGuard
+from weave_router.limits import POD_MTU_MAX, POD_MTU_MIN
+
+ALIAS_PREFIX: Final = "weave-router "
+_ALIAS_MAX: Final = 255  # IFALIASZ - 1
+
+
+@dataclass(frozen=True)
+class PodPlan:
+    """``attachment``: who the pod is (container id, or the namespace's device and inode), unique on this node."""
+
+    attachment: str
+    ifname: str
+    port: str
+    bridge: str
+    mac: str
+    mtu: int
+    gso_max_size: int
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface | None = None
+    gateway_ipv4: IPv4Address | None = None
+    gateway_ipv6: IPv6Address | None = None
+    hairpin: bool = False
+    station: bool = False
+    refuse: frozenset[str] = frozenset()
+
+    @property
+    def alias(self) -> str:
+        """Written on the port: says whose it is to people, to a collision check and to reconciliation."""
+        return f"{ALIAS_PREFIX}{self.attachment} {self.ifname} {self.ipv4.ip}"[:_ALIAS_MAX]
+
+    @property
+    def guard(self) -> PortGuard:
+        ipv6 = (self.ipv6.ip, IPv6Address(link_local_of(self.mac))) if self.ipv6 else ()
+        return PortGuard(self.port, self.mac, (self.ipv4.ip,), ipv6, self.station)
+
+    def renamed(self, salt: int) -> "PodPlan":
+        """The same pod with the next port name: its first choice belongs to another pod."""
+        return replace(self, port=port_name(self.attachment, self.ifname, salt))
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What stands now. ``port_index`` and ``pod_index`` are link indices, each in its own namespace."""
+
+    port: str
+    port_index: int
+    pod_index: int
+    mac: str
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface | None
+
+
+def pod_plan(
+    *,
+    attachment: str,
+    address: IPv4Interface,
+    universe_v4: IPv4Network,
+    universe_v6: IPv6Network | None,
+    bridge: str,
+    bridge_address: IPv4Address | None,
+    mtu: int,
+    ifname: str = "eth0",
+    default_ipv6: bool = False,
+    hairpin: bool = False,
+    station: bool = False,
+    refuse: frozenset[str] = frozenset(),
+) -> PodPlan:
+    """Derive everything from the address. ``default_ipv6``: the host itself has an IPv6 default route."""
+    check_ifname(ifname, "--ifname")
+    if address.ip not in universe_v4:
+        raise HostError(Fault.POD_ADDRESS, link=ifname, address=address.ip, universe=universe_v4)
+    check_mtu(mtu)
+    if bridge_address is None:
+        raise HostError(Fault.BRIDGE_NO_NUMBER, link=bridge)
+    number = int(address.ip)
+    ipv6 = universe_v6[number] if universe_v6 is not None else None
+    gateway_ipv6 = universe_v6[int(bridge_address)] if universe_v6 is not None and default_ipv6 else None
+    return PodPlan(
+        attachment=attachment,
+        ifname=ifname,
+        port=port_name(attachment, ifname),
+        bridge=bridge,
+        mac=mac_of(address.ip),
+        mtu=mtu,
+        gso_max_size=gso_max_size(mtu),
+        ipv4=address,
+        ipv6=IPv6Interface((ipv6, 96)) if ipv6 is not None else None,
+        gateway_ipv4=bridge_address,
+        gateway_ipv6=gateway_ipv6,
+        hairpin=hairpin,
+        station=station,
+        refuse=refuse,
+    )
+
+
+def mac_of(address: IPv4Address) -> str:
+    """The derived MAC: 0a:58 and the host number (design-dataplane 2)."""
+    return (b"\x0a\x58" + address.packed).hex(":")
+
+
+def check_mtu(mtu: int) -> int:
+    if not POD_MTU_MIN <= mtu <= POD_MTU_MAX:
+        raise HostError(Fault.POD_MTU, mtu=mtu, least=POD_MTU_MIN, most=POD_MTU_MAX)
+    return mtu
