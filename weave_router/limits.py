@@ -77,8 +77,8 @@ RECORDS_MAX: Final = NODES_MAX - 1
 RECORD_BYTES_MAX: Final = 4096
 """A signed record: 8,191 of them stay under 34 MB, and one always fits one frame of a control link."""
 
-RECORD_NAME_MAX: Final = 64
-"""Letters of a node's name: a Linux host name has at most 64."""
+RECORD_NAME_MAX: Final = 253
+"""Bytes of a node's name: a Kubernetes node name (a DNS subdomain) is at most that long."""
 
 RECORD_ENDPOINTS_MAX: Final = 8
 """Underlay addresses per node: two families on a few uplinks; each is one more address to try."""
@@ -131,9 +131,6 @@ OPENINGS_MAX: Final = 256
 OPENING_SECONDS: Final = 5.0
 """An opening (TCP connect, three messages, both hellos) must be complete within this."""
 
-OPENING_MESSAGE_MAX: Final = 548
-"""Bytes of one handshake message, as for handshakes by UDP."""
-
 OPENING_LOOP_SHARE: Final = 0.2
 """Share of the event loop's time that handshakes of links may take."""
 
@@ -166,8 +163,8 @@ UNDERLAY_OVERHEAD: Final = 132
 POD_MTU_MIN: Final = 1280
 """Least MTU of IPv6 (RFC 8200 section 5): the kernel takes IPv6 off a link below it."""
 
-POD_MTU_MAX: Final = 65521
-"""What a TAP takes: 65,535 minus the Ethernet header."""
+POD_MTU_MAX: Final = 65_000
+"""A TAP takes 65,521; a frame of this MTU with VLAN tags still fits one 64 KiB buffer."""
 
 SUPERFRAME_DATAGRAM_OVERHEAD: Final = 54
 """Bytes a datagram carries beyond one pod MTU: Ethernet 14, data header 16, descriptor 8, tag 16."""
@@ -213,26 +210,14 @@ API_CONNECTION_SECONDS: Final = 30.0
 REPORT_ROWS_MAX: Final = 20_000
 """Rows of one table in a report: twice the nodes of a full cluster; what is cut is counted in the report."""
 
-TARGETS_MAX: Final = 1_000
-"""Addresses given by hand; a cluster needs a handful, the rest is learned."""
-
 CAPTURE_SNAP_MAX: Final = 262_144
 """Bytes kept of one frame: the usual bound of capture readers, above the largest superframe (64 KiB)."""
 
 CONFIG_FILE_MAX: Final = 64 * 1024
 """A configuration file is under 2 KB; the bound keeps a wrong path (a log, a device) from being read in."""
 
-NAME_BYTES_MAX: Final = 253
-"""Name and nickname: a Kubernetes node name (a DNS subdomain) is at most that long."""
-
 BRIDGE_NAME_MAX: Final = 11
 """Interface names have 15 bytes, and the TAP is called `<bridge>-tap`."""
-
-POD_MTU_MIN: Final = 1_280
-"""RFC 8200: the kernel takes IPv6 off a link below it."""
-
-POD_MTU_MAX: Final = 65_000
-"""A TAP takes 65,521; a frame of this MTU with VLAN tags still fits one 64 KiB buffer."""
 
 RANGE_PREFIX_MIN: Final = 8
 """No private IPv4 range is larger than 10.0.0.0/8."""
