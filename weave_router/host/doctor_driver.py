@@ -1,0 +1,164 @@
+"""Gathers the facts for doctor.py by trying each kernel feature, in a network namespace of its own where it may.
+
+Changes nothing that stays. Synchronous; needs no running router. Called by the ``doctor`` command.
+"""
+
+import ctypes
+import os
+import platform
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from weave_router.errors import UserError
+from weave_router.host import doctor, files, files_driver, netfilter, sysctl_driver, tap_driver, udp_driver
+from weave_router.host.netlink_driver import open_netlink
+from weave_router.host.nft_driver import Nft
+from weave_router.host.underlay_driver import underlay
+
+_CLONE_NEWNET: Final = 0x40000000
+_CAPABILITIES: Final = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21, "BPF": 39}
+_PROBE_TAP: Final = "wr-probe"
+_PROBE_BRIDGE: Final = "wr-probe-br"
+
+
+def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset()) -> doctor.Facts:
+    nft_error, drops = _forward_drops()
+    return doctor.Facts(
+        kernel=platform.release(),
+        tun=_tun(),
+        capabilities=_capabilities(),
+        features=features(refuse),
+        bridge_netfilter=sysctl_driver.read("net/bridge/bridge-nf-call-iptables") == "1",
+        forward_drops=drops,
+        legacy_filter=_legacy_filter(),
+        nft_error=nft_error,
+        underlay=_underlay(own_links),
+        managers=tuple(
+            doctor.NetworkManager(name, files_driver.is_running(name), files_driver.is_kept_off(name))
+            for name in files.KEEPS_OFF
+        ),
+    )
+
+
+def features(refuse: frozenset[str] = frozenset()) -> dict[str, bool | None]:
+    """Each kernel feature of the fast path, tried. In a thread, which takes its namespace with it."""
+    found: dict[str, bool | None] = dict.fromkeys(doctor.FEATURES)
+
+    def probe() -> None:
+        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) == 0:
+            _probe_tap(found, refuse)
+            _attempt(lambda: _probe_locked(found, refuse))
+        _attempt(lambda: _probe_udp(found, refuse))
+
+    thread = threading.Thread(target=probe, name="doctor")
+    thread.start()
+    thread.join()
+    return found
+
+
+def _attempt(probe: Callable[[], None]) -> None:
+    """What cannot even be tried stays unknown."""
+    try:
+        probe()
+    except (UserError, OSError):
+        return
+
+
+def _probe_tap(found: dict[str, bool | None], refuse: frozenset[str]) -> None:
+    def probe() -> None:
+        tap = tap_driver.open_tap(_PROBE_TAP, 1, refuse)
+        found.update(csum=tap.csum, tso=tap.tso, uso=tap.uso, bpf=tap.steering)
+        tap_driver.close_tap(tap)
+
+    _attempt(probe)
+
+
+def _probe_locked(found: dict[str, bool | None], refuse: frozenset[str]) -> None:
+    found["locked"] = False
+    if "locked" in refuse:
+        return
+    ipr = open_netlink()
+    try:
+        ipr.link("add", ifname=_PROBE_BRIDGE, kind="bridge")
+        bridge = ipr.link("get", ifname=_PROBE_BRIDGE)[0]["index"]
+        port = ipr.link("get", ifname=_PROBE_TAP)[0]["index"]
+        ipr.link("set", index=port, master=bridge)
+        ipr.brport("set", index=port, locked=1)
+        found["locked"] = True
+    except NetlinkError:
+        return
+    finally:
+        ipr.close()
+
+
+def _probe_udp(found: dict[str, bool | None], refuse: frozenset[str]) -> None:
+    udp = udp_driver.open_udp("", 0, 1, refuse)
+    found.update(udp_segment=udp.segment, udp_gro=udp.gro)
+    udp_driver.close_udp(udp)
+
+
+def _tun() -> bool:
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _capabilities() -> frozenset[str]:
+    lines = Path("/proc/thread-self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    return frozenset(name for name, bit in _CAPABILITIES.items() if effective >> bit & 1)
+
+
+def _forward_drops() -> tuple[str, tuple[netfilter.ForwardDrop, ...]]:
+    try:
+        nft = Nft()
+    except UserError as error:
+        return str(error), ()
+    try:
+        return "", tuple(netfilter.forward_drops(nft.ruleset()))
+    except UserError as error:
+        return str(error), ()
+    finally:
+        nft.close()
+
+
+def _legacy_filter() -> bool:
+    """Tables of legacy iptables, which nft does not show. The file is missing where the module is not loaded."""
+    for name in ("ip_tables_names", "ip6_tables_names"):
+        try:
+            if "filter" in Path("/proc/thread-self/net", name).read_text().split():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _underlay(own_links: tuple[str, ...]) -> tuple[str, int] | None:
+    ipr = open_netlink()
+    try:
+        found = underlay(ipr, own_links=own_links)
+    except UserError:
+        return None
+    finally:
+        ipr.close()
+    return found.link, found.mtu
+
+
+def reach(peers: list[str], port: int, try_udp: Callable[[str, int], bool | None]) -> list[doctor.Reach]:
+    """TCP is tried here; ``try_udp`` is given from above: only a handshake draws an answer from a peer."""
+    return [doctor.Reach(peer, try_udp(peer, port), _tcp(peer, port)) for peer in peers]
+
+
+def _tcp(peer: str, port: int, timeout: float = 3.0) -> bool:
+    try:
+        socket.create_connection((peer, port), timeout=timeout).close()
+    except OSError:
+        return False
+    return True
