@@ -1,1 +1,1 @@
-
+"""Who is there: signed records, control links, replication, topology, routes."""

@@ -1,1 +1,1 @@
-
+"""Sessions between two peers: handshakes, keys, liveness, paths, path MTU."""
