@@ -1,0 +1,554 @@
+"""The mesh of one node: which links there are, what goes over them, whom to call next.
+
+Sans-I/O: the driver reports connections, bytes and time, and carries out the effects; router.py reads the events.
+Knows no socket, no clock, no file; identity, tokens, incarnation, run, randomness are arguments. What a record means
+for forwarding is routes.py's business.
+
+A call and the link that it becomes share one number. Of two links with one node one stays, the same at both ends.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final
+
+from weave_router import limits
+from weave_router.mesh import status
+from weave_router.mesh.admission import Admission
+from weave_router.mesh.events import (
+    NO_PROOF,
+    Config,
+    Dial,
+    Effect,
+    Event,
+    FirstSync,
+    Hangup,
+    LinkDown,
+    LinkUp,
+    MeshStatus,
+    ReachChanged,
+    Send,
+)
+from weave_router.mesh.frames import Digest, Records, Synced, versions_of
+from weave_router.mesh.link import DEAD_SECONDS, Ended, Link, State, Up
+from weave_router.mesh.link import Event as LinkEvent
+from weave_router.mesh.opening import Entropy, Opening
+from weave_router.mesh.own import OwnRecord
+from weave_router.mesh.record import (
+    FLAG_FLOOD,
+    FLAG_NAT,
+    FLAG_NO_DISCOVERY,
+    Endpoint,
+    Prefix,
+    Record,
+    SignedRecord,
+    Verify,
+    rtt_code,
+)
+from weave_router.mesh.replica import Replica
+from weave_router.mesh.table import Delta, Table
+from weave_router.mesh.targets import Callee, Member, Target, Targets, literal, retry_interval
+from weave_router.tunnel.identity import Identity, verify
+from weave_router.tunnel.token import TokenSet
+
+TICK_SECONDS: Final = 0.25
+HEARTBEAT_TICKS: Final = 2
+SYNC_SECONDS: Final = 30.0
+
+
+@dataclass(slots=True)
+class Place:
+    """A link in the core: the stream's near end, how long its opening may take, when to exchange tables."""
+
+    link: Link
+    local: Endpoint
+    deadline: float
+    sync_at: float = 0.0
+    observed: Endpoint | None = None
+    writable: bool = True
+
+
+class Mesh:
+    def __init__(self, config: Config, *, identity: Identity, tokens: TokenSet, incarnation: int, run: bytes,
+                 rng: Random, entropy: Entropy, now: float, verify: Verify = verify) -> None:
+        self.config = config
+        self.node_id = identity.node_id
+        self._identity = identity
+        self._tokens = tokens
+        self._rng = rng
+        self._entropy = entropy
+        self._verify = verify
+        self._own_flags = config.flags | (0 if config.discovery else FLAG_NO_DISCOVERY)
+        self._learned: list[Endpoint] = []
+        self._many_groups = False
+        draft = Record(
+            domain=tokens.domain, ed25519_public=identity.ed25519_public, x25519_public=identity.x25519_public,
+            incarnation=incarnation, seq=1, run=run, name=config.name, endpoints=config.endpoints,
+            pod_mtu=config.pod_mtu, flags=self._own_flags, token_sent=tokens.first.id, tokens_accepted=tokens.ids,
+            version=config.version)
+        self.replica = Replica(OwnRecord(draft, identity.sign, now), verify=verify, now=now)
+        self.targets = Targets(self.node_id, rng, config.port)
+        self.admission = Admission()
+        self._places: dict[int, Place] = {}
+        self._up: dict[bytes, int] = {}
+        self._calls: dict[int, Callee] = {}
+        self._dials: dict[int, float] = {}
+        self._next_number = 1
+        self._tick_at = now + TICK_SECONDS
+        self._ticks = 0
+        self._effects: list[Effect] = []
+        self.closed = False
+
+    # -- outputs ----------------------------------------------------------------------------------------------------
+    @property
+    def table(self) -> Table:
+        return self.replica.table
+
+    @property
+    def own(self) -> SignedRecord:
+        return self.replica.own.signed
+
+    def take_effects(self) -> list[Effect]:
+        effects, self._effects = self._effects, []
+        return effects
+
+    def take_events(self) -> list[Event]:
+        events, self.replica.events = self.replica.events, []
+        return events
+
+    def linked(self, node_id: bytes) -> bool:
+        return node_id in self._up
+
+    def is_opening(self, number: int) -> bool:
+        """Bytes of this link cost Diffie-Hellman: the driver holds them back when handshakes have had their share."""
+        place = self._places.get(number)
+        return place is not None and place.link.state is State.OPENING
+
+    def status(self) -> MeshStatus:
+        places = (self._places[number] for number in self._up.values())
+        return status.of_mesh(self.replica, self.targets, self.admission,
+                              [(place.link, place.local) for place in places])
+
+    # -- what the operator and other rooms say ----------------------------------------------------------------------
+    def target_add(self, text: str, now: float) -> Target:
+        target = self.targets.add(text, now)
+        self._settle(now)
+        return target
+
+    def target_remove(self, text: str, now: float) -> bool:
+        """The link that it made stays up unless nothing else wants it: with discovery off it is closed."""
+        target = self.targets.remove(text)
+        if target is None:
+            return False
+        if target.call is not None:
+            self._calls.pop(target.call, None)
+            self._drop(target.call, "forgotten", now)
+        number = self._up.get(target.node_id or b"")
+        if number is not None and not self.config.discovery:
+            self._drop(number, "forgotten", now)
+        self._settle(now)
+        return True
+
+    def set_prefixes(self, prefixes: Iterable[Prefix], now: float) -> None:
+        """All prefixes of this node. Raises ValueError if the record would break a bound. Issued at once, as long as
+        the burst lasts."""
+        ordered = tuple(sorted(prefixes, key=lambda prefix: (prefix.number, prefix.prefix_len)))
+        self._change(now, urgent=True, prefixes=ordered)
+
+    def set_groups(self, macs: Iterable[bytes], now: float) -> None:
+        """Joined multicast groups; more than a record holds makes this node ask for every flooded frame."""
+        groups = tuple(sorted(set(macs)))
+        self._many_groups = len(groups) > limits.RECORD_GROUPS_MAX
+        self._change(now, urgent=True, groups=() if self._many_groups else groups, flags=self._flags())
+
+    def set_flags(self, flags: int, now: float) -> None:
+        self._own_flags = flags | (0 if self.config.discovery else FLAG_NO_DISCOVERY)
+        self._change(now, urgent=True, flags=self._flags())
+
+    def set_pod_mtu(self, pod_mtu: int, now: float) -> None:
+        self._change(now, pod_mtu=pod_mtu)
+
+    def set_incarnation(self, incarnation: int, now: float) -> None:
+        """The answer to RestoredState; on disk already."""
+        self.replica.own.jump(incarnation, now)
+        self._settle(now)
+
+    def tokens_set(self, tokens: TokenSet, now: float) -> None:
+        """Tokens were reread. Links opened under one that is no longer accepted end here: that is expulsion."""
+        self._tokens = tokens
+        accepted = set(tokens.ids)
+        for number, place in list(self._places.items()):
+            if place.link.opening.token.id not in accepted:
+                self._drop(number, "token removed", now)
+        self._change(now, token_sent=tokens.first.id, tokens_accepted=tokens.ids)
+
+    def _change(self, now: float, *, urgent: bool = False, **fields: Any) -> None:
+        self.replica.own.change(now, urgent=urgent, **fields)
+        issued = self.replica.issue(now)
+        self._settle(now)
+        if issued:
+            for place in self._up_places():
+                place.link.flush(now)
+            self._send_all()
+
+    def _flags(self) -> int:
+        natted = any(is_natted(place) for place in self._up_places())
+        return self._own_flags | (FLAG_FLOOD if self._many_groups else 0) | (FLAG_NAT if natted else 0)
+
+    def close(self, now: float) -> None:
+        """Say goodbye on every link. The core takes no input after this."""
+        self.closed = True
+        for number in [*self._dials, *self._places]:
+            self._drop(number, "shutdown", now)
+
+    # -- what the driver reports ------------------------------------------------------------------------------------
+    def accept(self, local: Endpoint, remote: Endpoint, now: float) -> int:
+        """A connection from outside; returns the link's number. Nothing is sent before it has proven itself."""
+        number = self._number()
+        oldest = self.admission.add(number, remote[0])
+        if oldest is not None:
+            self.replica.counters["opening dropped for a newer one"] += 1
+            self._forget(oldest)
+        self._place(number, initiator=False, local=local, remote=remote, now=now)
+        return number
+
+    def dial_connected(self, number: int, local: Endpoint, remote: Endpoint, now: float) -> bool:
+        """False: this call was given up meanwhile."""
+        deadline = self._dials.pop(number, None)
+        if deadline is None:
+            return False
+        self._place(number, initiator=True, local=local, remote=remote, now=now).deadline = deadline
+        self._settle(now)
+        return True
+
+    def dial_failed(self, number: int, reason: str, now: float) -> None:
+        if self._dials.pop(number, None) is not None:
+            self._call_failed(number, reason, now)
+            self._settle(now)
+
+    def receive_data(self, number: int, data: bytes, now: float) -> None:
+        place = self._places.get(number)
+        if place is None or self.closed:
+            return
+        for event in place.link.receive_data(data, now):
+            self._receive_event(number, place, event, now)
+        self._settle(now)
+
+    def connection_lost(self, number: int, reason: str, now: float) -> None:
+        """The stream ended under us."""
+        if number in self._places:
+            self._ended(number, Ended("", reason), now)
+            self._settle(now)
+
+    def set_writable(self, number: int, writable: bool, now: float) -> None:
+        """The socket's buffer is full, or has room again."""
+        place = self._places.get(number)
+        if place is not None:
+            place.writable = writable
+            self._settle(now)
+
+    def _number(self) -> int:
+        number, self._next_number = self._next_number, self._next_number + 1
+        return number
+
+    def _place(self, number: int, *, initiator: bool, local: Endpoint, remote: Endpoint, now: float) -> Place:
+        # Indices count up, so that both ends know the newer of two links that one node opened (Opening.serial).
+        opening = Opening(initiator=initiator, identity=self._identity, tokens=self._tokens,
+                          suite=self.config.suite, index=number & 0xFFFFFFFF, entropy=self._entropy)
+        link = Link(opening, own=self.own, remote=remote, verify=self._verify, now=now)
+        place = self._places[number] = Place(link, local, now + limits.OPENING_SECONDS)
+        return place
+
+    # -- what comes over a link -------------------------------------------------------------------------------------
+    def _receive_event(self, number: int, place: Place, event: LinkEvent, now: float) -> None:
+        match event:
+            case Up():
+                self._link_up(number, place, event, now)
+            case Records():
+                for data in event.records:
+                    self.replica.receive_untrusted(data, number, place.link, now)
+            case Digest():
+                missing = self.table.missing_from(event.low, event.high, versions_of(event))
+                place.link.answer_digest(missing, event, now)
+            case Synced():
+                if self.replica.synced():
+                    self.replica.events.append(FirstSync())
+            case Ended():
+                self._ended(number, event, now)
+
+    def _link_up(self, number: int, place: Place, up: Up, now: float) -> None:
+        self.admission.remove(number)
+        peer = up.peer
+        if peer.node_id == self.node_id:
+            self._link_to_self(number, peer, now)
+            return
+        other = self._up.get(peer.node_id)
+        refusal = self._refusal(place.link, other)
+        if refusal:
+            self._call_linked(number, peer.node_id, now, settled=other is not None)
+            self._drop(number, refusal, now)
+            return
+        self._up[peer.node_id] = number
+        if other is not None:
+            self._drop(other, "duplicate", now)
+        self._call_linked(number, peer.node_id, now)
+        place.observed = up.observed
+        self._learn_endpoint(place)
+        self.replica.merge(peer, number, now)
+        self._begin_exchange(place, now)
+        if other is None:
+            self.replica.events.append(
+                LinkUp(peer.node_id, place.link.remote, place.local, place.link.initiator, up.observed))
+        self._links_changed(now)
+
+    def _refusal(self, link: Link, other: int | None) -> str:
+        """Why this new link does not stay; empty if it does."""
+        if other is not None:
+            return "" if self._is_better(link, self._places[other].link) else "duplicate"
+        return "full" if len(self._up) >= limits.LINKS_MAX else ""
+
+    def _is_better(self, new: Link, old: Link) -> bool:
+        """The same answer at both ends: a later start of the peer, then the smaller id's call, then the later one."""
+        assert new.peer is not None and old.peer is not None
+        ours, theirs = new.peer.record.incarnation, old.peer.record.incarnation
+        if ours != theirs:
+            return ours > theirs
+        if new.initiator != old.initiator:
+            return new.initiator == (self.node_id < new.peer.node_id)
+        return new.opening.serial > old.opening.serial
+
+    def _link_to_self(self, number: int, peer: SignedRecord, now: float) -> None:
+        callee = self._calls.pop(number, None)
+        own_run = peer.record.run == self.own.record.run
+        if not own_run:
+            self.replica.clone_seen(peer)
+        if callee is not None and own_run:
+            self.targets.is_self(callee, len(self.table), now)
+        elif callee is not None:
+            self.targets.failed(callee, "another node runs with our identity (a copied state directory)",
+                                len(self.table), now)
+        self._drop(number, "self", now)
+
+    def _begin_exchange(self, place: Place, now: float) -> None:
+        place.link.send_heartbeat(now)
+        if place.link.own.hash != self.own.hash:
+            place.link.queue(self.own, now)
+        self._exchange(place, now)
+
+    def _exchange(self, place: Place, now: float) -> None:
+        place.sync_at = now + SYNC_SECONDS * self._rng.uniform(0.9, 1.1)
+        place.link.send_digest(self.table.versions(), self._rng.getrandbits(62))
+
+    def _links_changed(self, now: float) -> None:
+        codes = {node_id: rtt_code(self._places[number].link.rtt or 0.0) for node_id, number in self._up.items()}
+        self.replica.own.set_links(codes, now)
+        self.replica.own.change(now, flags=self._flags(), endpoints=self._endpoints())
+
+    # -- where we are -----------------------------------------------------------------------------------------------
+    def _learn_endpoint(self, place: Place) -> None:
+        """The near end of a link that came in, or of one whose far end sees it as it is, is an address of ours."""
+        host = place.local[0]
+        address = literal(host)
+        if is_natted(place) or address is None or address.is_loopback or address.is_link_local:
+            return
+        endpoint = (str(address), self.config.port)
+        if endpoint not in self._learned:
+            self._learned = [*self._learned, endpoint][-limits.RECORD_ENDPOINTS_MAX:]
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        merged = dict.fromkeys((*self.config.endpoints, *self._learned))
+        return tuple(merged)[:limits.RECORD_ENDPOINTS_MAX]
+
+    # -- the end of a link ------------------------------------------------------------------------------------------
+    def _drop(self, number: int, code: str, now: float) -> None:
+        """We end it."""
+        place = self._places.get(number)
+        if place is not None:
+            place.link.close(code)
+            self._send(number, place, force=True)
+        self._dials.pop(number, None)
+        self._ended(number, Ended(code, code), now)
+
+    def _ended(self, number: int, ended: Ended, now: float) -> None:
+        place = self._places.get(number)
+        self._forget(number)
+        reason = status.REASONS.get(ended.code) or ended.text or ended.code
+        if place is None:
+            self._call_failed(number, reason, now)
+            return
+        peer = place.link.peer
+        if peer is not None and self._up.get(peer.node_id) == number:
+            self._link_down(peer.node_id, reason, now)
+            return
+        if place.link.initiator:
+            self._call_failed(number, reason if place.link.opening.proven else NO_PROOF, now)
+        elif not place.link.opening.proven:
+            self.admission.refused(ended.text, place.link.remote, now)
+
+    def _forget(self, number: int) -> None:
+        self.admission.remove(number)
+        self._places.pop(number, None)
+        self._effects.append(Hangup(number))
+
+    def _link_down(self, node_id: bytes, reason: str, now: float) -> None:
+        del self._up[node_id]
+        self.replica.events.append(LinkDown(node_id, reason))
+        if self.closed:
+            return
+        members = len(self.table)
+        self.targets.unlinked(node_id, reason, members, now)
+        self.targets.want(node_id, now + retry_interval(members) * self._rng.uniform(0.9, 1.1))
+        self._discover(now)
+        self._links_changed(now)
+
+    def _call_failed(self, number: int, reason: str, now: float) -> None:
+        callee = self._calls.pop(number, None)
+        if callee is not None and not self.closed:
+            self.targets.failed(callee, reason, len(self.table), now)
+
+    def _call_linked(self, number: int, node_id: bytes, now: float, settled: bool = True) -> None:
+        callee = self._calls.pop(number, None)
+        if callee is None:
+            self.targets.drop(node_id)
+        elif not settled:
+            self.targets.failed(callee, status.REASONS["full"], len(self.table), now)
+        elif isinstance(callee, Member) and callee.node_id != node_id:
+            self.targets.failed(callee, "another node answers there", len(self.table), now)
+        else:
+            self.targets.linked(callee, node_id)
+
+    # -- whom to call -----------------------------------------------------------------------------------------------
+    def _call_due(self, now: float) -> None:
+        for target in self.targets.due_targets(now):
+            node_id = self._linked_at((target.host, target.port)) or target.node_id
+            if node_id is not None and node_id in self._up:
+                self.targets.linked(target, node_id)
+            elif len(self._dials) < limits.DIALS_MAX:
+                self._dial(target, (target.host, target.port), now)
+        room = limits.DIALS_MAX - len(self._dials)
+        for member in self.targets.due_members(now, room, self._wanted):
+            signed = self.table.get(member.node_id)
+            endpoints = self._foreign_endpoints(signed) if signed else []
+            if endpoints:
+                self._dial(member, endpoints[member.attempts % len(endpoints)], now)
+
+    def _linked_at(self, endpoint: Endpoint) -> bytes | None:
+        """The node at the far end of a link, if it says that it listens at this address."""
+        for node_id in self._up:
+            signed = self.table.get(node_id)
+            if signed is not None and endpoint in signed.record.endpoints:
+                return node_id
+        return None
+
+    def _wanted(self, node_id: bytes) -> bool:
+        """Whether a member is to be called: it is out of reach, or we have few links."""
+        signed = self.table.get(node_id)
+        if signed is None or node_id in self._up or node_id == self.node_id or not self.config.discovery:
+            return False
+        if signed.record.flags & FLAG_NAT or not self._foreign_endpoints(signed):
+            return False
+        few = len(self._up) + len(self._calls) < limits.LINKS_DISCOVERED_MAX
+        return few or node_id not in self.replica.topology.reachable
+
+    def _foreign_endpoints(self, signed: SignedRecord) -> list[Endpoint]:
+        """Addresses such as a container bridge's are the same on every host: calling them would reach ourselves."""
+        own = self.own.record.endpoints
+        return [endpoint for endpoint in signed.record.endpoints if endpoint not in own]
+
+    def _discover(self, now: float) -> None:
+        """A link is gone: some members that were not needed are needed now."""
+        if self.config.discovery and len(self._up) < limits.LINKS_DISCOVERED_MAX:
+            ids = sorted(signed.node_id for signed in self.table if signed.node_id not in self._up)
+            for node_id in self._rng.sample(ids, min(limits.LINKS_DISCOVERED_MAX, len(ids))):
+                self.targets.want(node_id, self.targets.first_call_at(node_id, now))
+
+    def _dial(self, callee: Callee, endpoint: Endpoint, now: float) -> None:
+        number = self._number()
+        self._calls[number] = callee
+        self._dials[number] = now + limits.OPENING_SECONDS
+        self._effects.append(Dial(number, *endpoint, callee.attempts))
+        self.targets.calling(callee, number)
+
+    def _follow(self, delta: Delta, now: float) -> None:
+        """A record that is new, or of a new start of its node: it may be worth a call."""
+        if delta.new is None or delta.node_id == self.node_id or not self.config.discovery:
+            return
+        if delta.old is None or delta.old.record.incarnation != delta.new.record.incarnation:
+            self.targets.want(delta.node_id, self.targets.first_call_at(delta.node_id, now))
+
+    # -- time -------------------------------------------------------------------------------------------------------
+    def get_timer(self) -> float:
+        flushes = [place.link.flush_at for place in self._up_places() if place.link.flush_at is not None]
+        calls = self.targets.get_timer() if len(self._dials) < limits.DIALS_MAX else None
+        return min(self._tick_at, self.replica.get_timer(), *flushes, *([] if calls is None else [calls]))
+
+    def handle_timer(self, now: float) -> None:
+        if self.closed:
+            return
+        if now >= self._tick_at:
+            self._tick(now)
+        change = self.replica.handle_timer(now)
+        if change is not None:
+            self._reach_changed(change, now)
+        self._settle(now)
+        for place in self._up_places():
+            if place.link.flush_at is not None and place.link.flush_at <= now:
+                place.link.flush(now)
+        self._send_all()
+
+    def _tick(self, now: float) -> None:
+        """One tick for all links. A late tick is our own loop's fault: everybody gets that much more time, at most
+        twice in all."""
+        lag = min(DEAD_SECONDS, now - self._tick_at)
+        self._tick_at = now + TICK_SECONDS
+        self._ticks += 1
+        for number in [number for number, deadline in self._dials.items() if deadline <= now]:
+            self._dials.pop(number)
+            self._ended(number, Ended("", status.NO_ANSWER), now)
+        for number, place in list(self._places.items()):
+            self._tick_link(number, place, lag, now)
+        if self._ticks % HEARTBEAT_TICKS == 0:
+            self._links_changed(now)
+
+    def _tick_link(self, number: int, place: Place, lag: float, now: float) -> None:
+        link = place.link
+        if link.state is not State.UP:
+            if place.deadline <= now:
+                self._ended(number, Ended("", "opening took too long"), now)
+        elif link.heard_at + DEAD_SECONDS + lag <= now:
+            self._drop(number, "silent", now)
+        elif self._ticks % HEARTBEAT_TICKS == 0:
+            link.send_heartbeat(now)
+            if place.sync_at <= now:
+                self._exchange(place, now)
+
+    def _reach_changed(self, change: ReachChanged, now: float) -> None:
+        wait = retry_interval(len(self.table))
+        for node_id in sorted(change.lost):
+            self.targets.want(node_id, now + wait * self._rng.uniform(0.9, 1.1))
+
+    # -- after every input ------------------------------------------------------------------------------------------
+    def _settle(self, now: float) -> None:
+        links = {number: self._places[number].link for number in self._up.values()}
+        for delta in self.replica.flood(links, now):
+            self._follow(delta, now)
+        if not self.closed:
+            self._call_due(now)
+        self._send_all()
+
+    def _up_places(self) -> list[Place]:
+        return [self._places[number] for number in self._up.values()]
+
+    def _send_all(self) -> None:
+        for number, place in self._places.items():
+            self._send(number, place)
+
+    def _send(self, number: int, place: Place, force: bool = False) -> None:
+        if place.link.unsent and (place.writable or force):
+            self._effects.append(Send(number, place.link.data_to_send()))
+
+
+def is_natted(place: Place) -> bool:
+    """The far end sees our call from another address than the one it left from."""
+    seen = literal(place.observed[0]) if place.observed else None
+    return place.link.initiator and seen is not None and str(seen) != place.local[0]
