@@ -76,7 +76,7 @@ class _Handler(logging.handlers.QueueHandler):
 
 
 class _Writer(threading.Thread):
-    """Takes records out of the queue and writes them. A daemon: a stream that blocks for ever keeps no process alive."""
+    """Takes records out of the queue and writes them. A daemon: a stream that blocks keeps no process alive."""
 
     def __init__(self, records: "queue.Queue[logging.LogRecord | None]", output: logging.Handler) -> None:
         super().__init__(name="log", daemon=True)

@@ -6,7 +6,7 @@ with the sentence to print: NotRunningError where nothing answers, and whatever 
 
 import http.client
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -52,8 +52,8 @@ class ApiClient:
         """The answer to POST of ``request`` as JSON."""
         return self._decode(self._read("POST", path, msgspec.json.encode(request)), kind)
 
-    def stream(self, path: str, query: Mapping[str, str | int | float]) -> Iterator[bytes]:
-        """Pieces of an answer that goes on; closing the iterator hangs up."""
+    def stream(self, path: str, query: Mapping[str, str | int | float]) -> Generator[bytes, None, None]:
+        """Pieces of an answer that goes on; closing the generator hangs up."""
         connection, response = self._open("GET", f"{path}?{urlencode(query)}", None)
         try:
             assert connection.sock is not None

@@ -257,8 +257,9 @@ class TargetsReply(_Struct, frozen=True, kw_only=True):
 
 
 class AttachRequest(_Request, frozen=True, kw_only=True):
-    """What `attach` puts beside the descriptors on ``attach.sock``."""
+    """What `attach` puts beside the descriptors on ``attach.sock``. Answered by an Attachment or an ErrorReply."""
 
+    command: Literal["attach"] = "attach"
     address: Text
     netns: Text
     ifname: Annotated[str, Meta(min_length=1, max_length=15)] = "eth0"

@@ -287,8 +287,11 @@ def counters(report: StatusReport, now: float) -> str:
 
 
 def tokens(report: StatusReport, now: float) -> str:
+    return rotation(report.tokens)
+
+
+def rotation(state: schema.Tokens) -> str:
     """Who has which token, and what that allows next: a rotation is install, use, remove, file by file."""
-    state = report.tokens
     lines = [f"sending with {state.sending or 'none'}, accepting {', '.join(state.accepted) or 'none'}"]
     rows = [(node(use.peer, use.nickname), use.sending or "-", " ".join(use.accepted) or "-") for use in state.nodes]
     if rows:

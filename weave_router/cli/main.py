@@ -1,0 +1,117 @@
+"""The command group: which commands there are, and how any of them ends.
+
+A command's file is imported when the command is called, and what is slow (aiohttp, netlink) only inside it. Errors
+are one sentence on stderr; exit status 0 done, 1 failed, 2 wrong usage, 3 router not running. A traceback means a
+mistake of ours.
+"""
+
+import importlib
+import os
+import sys
+from typing import Any, Final, NoReturn
+
+import click
+
+from weave_router.errors import UserError
+
+PROGRAM: Final = "weave-router"
+
+COMMANDS: Final = {
+    "launch": "launch",
+    "status": "status",
+    "connect": "targets",
+    "forget": "targets",
+    "attach": "pods",
+    "detach": "pods",
+    "token": "token",
+    "doctor": "doctor",
+    "capture": "capture",
+    "report": "report",
+    "reset": "reset",
+}
+"""Command -> file of this room that holds it, in the order of the help page."""
+
+
+class CommandGroup(click.Group):
+    """Commands by name, loaded on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"weave_router.cli.{COMMANDS[cmd_name]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args:
+            raise click.UsageError("no command given", ctx)
+        return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """As click's, but a wrong use, too, is one sentence."""
+        kwargs["standalone_mode"] = False
+        try:
+            result = super().main(*args, **kwargs)
+            sys.stdout.flush()
+        except UserError as error:
+            fail(str(error), error.exit_status)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else PROGRAM
+            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
+        except click.ClickException as error:
+            fail(error.format_message().rstrip("."), 1)
+        except (click.Abort, KeyboardInterrupt):
+            fail("interrupted", 1)
+        except BrokenPipeError:
+            _discard_output()
+            sys.exit(1)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def fail(sentence: str, exit_status: int) -> NoReturn:
+    """End with one line on stderr."""
+    click.echo(f"{PROGRAM}: {' '.join(sentence.split())}", err=True)
+    sys.exit(exit_status)
+
+
+def _discard_output() -> None:
+    """Whoever read our output has gone: nothing may be flushed to it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Looked up only when asked for: the look-up costs a third of a command's time."""
+    if not wanted:
+        return
+    from importlib import metadata
+
+    try:
+        version = metadata.version(PROGRAM)
+    except metadata.PackageNotFoundError:
+        version = "(not installed)"
+    click.echo(f"{PROGRAM} {version}")
+    ctx.exit()
+
+
+@click.group(
+    cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit status: 0 done, 1 failed, 2 wrong usage, 3 router not running.",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
+def cli() -> None:
+    """An encrypted pod network among hosts that only share IP reachability.
+
+    \b
+    On the first node:
+      weave-router token new > /etc/weave-router/token
+      weave-router launch --token-file /etc/weave-router/token
+    On every other, with a copy of that file:
+      weave-router launch --token-file /etc/weave-router/token FIRST-NODE
+    """
