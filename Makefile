@@ -2,6 +2,7 @@
 # run takes seconds. Tests, demo and benchmarks use the package as installed in .venv, never the source tree.
 #
 #   make demo            the main job in network namespaces (root); KEEP=1 leaves it up and says how to enter
+#   make sweep           removes what a kept demo left up
 #   make test            all tests; ROOMS="unit kernel" some of them; ARGS="-k replay" for pytest
 #   make bench           the benchmarks
 #   make lint            ruff, mypy, stubtest, cython-lint, layering, documentation
@@ -28,7 +29,9 @@ ROOMS ?=
 ARGS ?=
 FUZZ_INPUTS ?= 1000000
 PREFIX ?= /opt/weave-router
-DESTDIR ?=
+BINDIR ?= /usr/local/bin
+UNITDIR ?= /etc/systemd/system
+CONFDIR ?= /etc/weave-router
 
 # -- set-up ------------------------------------------------------------------------------------------------------
 
@@ -96,15 +99,19 @@ endef
 
 # -- run ---------------------------------------------------------------------------------------------------------
 
-.PHONY: demo test bench lint debug asan fuzz soak-kernel
+.PHONY: demo sweep test bench lint debug asan fuzz soak-kernel
 demo: .setup/release
-	@PYTHONPATH=tests $(BIN)/python -m lab.demo $(if $(KEEP),--keep)
+	@KEEP=$(KEEP) PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m lab.demo
+
+sweep: .setup/release
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m lab.demo --sweep
 
 test: .setup/release
 	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
 
 bench: .setup/release
-	@PYTHONPATH=tests $(BIN)/python benchmarks/run.py $(ARGS)
+	@for script in benchmarks/[a-z]*.py; do \
+	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P $$script $(ARGS); done
 
 lint: .setup/release
 	@$(BIN)/python .ci/rooms quality -- $(ARGS)
@@ -130,21 +137,24 @@ soak-kernel: .setup/release
 .PHONY: install uninstall clean
 install: .setup/dependencies
 	@test "$$(id -u)" = 0 || { echo "make install needs root"; exit 1; }
-	@echo "Installing into $(DESTDIR)$(PREFIX)"
-	@$(PYTHON) -m venv --clear $(DESTDIR)$(PREFIX)
-	@$(BIN)/pip wheel -q --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
-	@$(DESTDIR)$(PREFIX)/bin/pip --disable-pip-version-check -q install -c .ci/constraints.txt build/dist/*.whl
-	@install -d $(DESTDIR)/usr/local/bin $(DESTDIR)/etc/systemd/system
-	@install -d -m 0700 $(DESTDIR)/etc/weave-router
-	@ln -sfn $(PREFIX)/bin/weave-router $(DESTDIR)/usr/local/bin/weave-router
-	@install -m 0644 deploy/weave-router.service $(DESTDIR)/etc/systemd/system/
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "Next: weave-router token new > /etc/weave-router/token (mode 0600), then systemctl enable --now weave-router"
+	@echo "Installing into $(PREFIX)"
+	@rm -rf build/dist
+	@$(BIN)/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -Cbuild-dir=build/wheel -w build/dist .
+	@$(PYTHON) -m venv --clear $(PREFIX)
+	@$(PREFIX)/bin/pip --disable-pip-version-check -q install -c .ci/constraints.txt build/dist/*.whl
+	@install -d $(BINDIR) $(UNITDIR)
+	@install -d -m 0700 $(CONFDIR)
+	@ln -sfn $(PREFIX)/bin/weave-router $(BINDIR)/weave-router
+	@sed 's,/usr/local/bin/,$(BINDIR)/,; s,/etc/weave-router/,$(CONFDIR)/,' deploy/weave-router.service \
+	  > $(UNITDIR)/weave-router.service
+	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+	@echo "Next: (umask 077; weave-router token new > $(CONFDIR)/token), the same file on every host,"
+	@echo "options in $(CONFDIR)/environment, then systemctl enable --now weave-router"
 
 uninstall:
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now weave-router || true; fi
-	@rm -rf $(DESTDIR)$(PREFIX) $(DESTDIR)/usr/local/bin/weave-router $(DESTDIR)/etc/systemd/system/weave-router.service
-	@echo "Left: /etc/weave-router, /var/lib/weave-router (weave-router reset removes bridge, TAP and state)"
+	@if [ -d /run/systemd/system ]; then systemctl disable --now weave-router || true; fi
+	@rm -rf $(PREFIX) $(BINDIR)/weave-router $(UNITDIR)/weave-router.service
+	@echo "Left: $(CONFDIR), and what weave-router reset removes: bridge, TAP, /var/lib/weave-router"
 
 clean:
 	@rm -rf build .setup
