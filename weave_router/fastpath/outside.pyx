@@ -5,7 +5,7 @@ Called by the workers only, without the GIL. Every function named `_untrusted` r
 behind `open_untrusted` was sealed by a peer that proved membership, and is still checked for shape.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from weave_router.fastpath.aead cimport TAG_SIZE, Cipher
@@ -79,13 +79,13 @@ from weave_router.fastpath.includes.linux cimport (
 )
 from weave_router.fastpath.includes.native cimport (
     acquire_ptr,
+    claim_ptr,
     exchange32,
     load_be16,
     load_be32,
     load_be64,
     load_csum,
     relaxed64,
-    release_ptr,
     set64,
     spin_lock,
     spin_unlock,
@@ -215,7 +215,7 @@ cdef void write_single(Worker *w, Frame *f, bint open) noexcept nogil:
     memset(vnet, 0, sizeof(vnet))
     if open:
         seed_checksum(f)
-        if w.shared.tap_csum:
+        if w.shared.tap_csum and f.end == f.size:  # the kernel would sum the padding too
             vnet[0] = VNET_NEEDS_CSUM
             vnet[6] = <uint8_t>(f.l4 & 255)
             vnet[7] = <uint8_t>(f.l4 >> 8)
@@ -335,6 +335,8 @@ cdef void join_or_write(Worker *w, Frame *f, bint open) noexcept nogil:
         write_single(w, f, open)
         return
     payload = f.end - f.payload
+    if f.protocol == PROTO_UDP and load_be16(f.data + f.l4 + 4) != f.end - f.l4:
+        payload = 0  # bytes behind the UDP datagram: a superframe has no place for them
     for i in range(JOINS):
         j = &w.joins[i]
         if j.state == 0:
@@ -417,7 +419,7 @@ cdef void learn(Worker *w, const uint8_t *mac, int slot) noexcept nogil:
     cdef uint32_t i, at = <uint32_t>((key * <uint64_t>0x9E3779B97F4A7C15ULL) >> 52)
     cdef Station *station
     cdef Station *oldest = NULL
-    if mac[0] & 1:
+    if mac[0] & 1 or key == 0:
         return
     spin_lock(&s.stations_lock)
     for i in range(16):
@@ -617,6 +619,7 @@ cdef void heard(Worker *w, Session *session, int lane, int size, const Origin *o
     if relaxed64(&session.first_unanswered_ns):
         set64(&session.first_unanswered_ns, 0)
     if session.confirmed == 0 and exchange32(&session.confirmed, 1) == 0:
+        session.rx_epoch = epoch  # a session that replaced another begins at the epoch its path has reached
         event_simple(w, EV_CONFIRMED_, session.index, 0)
     if lane & 15:
         return
@@ -642,8 +645,9 @@ cdef Window *lane_window(Session *session, int lane) noexcept nogil:
     fresh = <Window *>calloc(1, sizeof(Window))
     if fresh == NULL:
         return NULL
-    release_ptr(&session.lanes[lane], fresh)
-    return fresh
+    if not claim_ptr(<void **>&session.lanes[lane], fresh):
+        free(fresh)  # another worker heard the lane at the same time; two windows would let a replay pass
+    return <Window *>acquire_ptr(&session.lanes[lane])
 
 
 cdef int open_untrusted(Worker *w, Session *session, uint8_t *data, int size, const Origin *origin) noexcept nogil:
