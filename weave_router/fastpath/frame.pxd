@@ -44,7 +44,8 @@ cdef struct Frame:
 
 cdef inline void parse_untrusted(Frame *f, uint8_t *data, int size) noexcept nogil:
     """Fill f. Takes any bytes; a size below 14 gives a frame with no ethertype."""
-    cdef int offset = 12, header, protocol
+    cdef int offset = 12, header, protocol, options
+    cdef bint routed = False
     f.data = data
     f.size = size
     f.ethertype = 0
@@ -94,13 +95,18 @@ cdef inline void parse_untrusted(Frame *f, uint8_t *data, int size) noexcept nog
         f.family = 6
         protocol = data[offset + 6]
         offset += 40
-        if protocol == 0:  # hop-by-hop options, as MLD reports carry them
+        for options in range(4):  # hop-by-hop, as MLD reports carry them; destination options; routing
+            if protocol != 0 and protocol != 60 and protocol != 43:
+                break
             if f.end < offset + 8:
                 return
+            routed |= protocol == 43
             protocol = data[offset]
             offset += (data[offset + 1] + 1) * 8
             if offset > f.end:
                 return
+        if routed and protocol != PROTO_ICMPV6:  # the pseudo-header holds another address than the header
+            return
         if protocol == 44:  # fragment header
             f.fragment = True
             return
