@@ -54,6 +54,8 @@ from weave_router.fastpath.includes.native cimport (
     release64,
     release_ptr,
     relaxed64,
+    spin_lock,
+    spin_unlock,
     store_be64,
 )
 from weave_router.fastpath.includes.openssl cimport (
@@ -487,7 +489,19 @@ cdef class Engine:
         n.flags = 0
         n.groups = 0
         n.asked_ns = 0
+        n.holder += 1
+        self._forget_stations(slot)
         self._retire(1, path)
+
+    cdef _forget_stations(self, int slot):
+        """A frame for a station behind a node that left must not follow the slot to its next holder."""
+        cdef int i
+        with nogil:
+            spin_lock(&self.s.stations_lock)
+            for i in range(STATIONS):
+                if self.s.stations[i].mac and <int>self.s.stations[i].slot == slot:
+                    memset(&self.s.stations[i], 0, sizeof(Station))
+            spin_unlock(&self.s.stations_lock)
 
     def route_set(self, object number, int prefix_len, int slot, bytes mac=b""):
         if not 0 <= prefix_len <= 32 or not 0 <= number <= 0xFFFFFFFF or not SLOT_LOCAL_ <= slot < NODES:
@@ -497,7 +511,8 @@ cdef class Engine:
         if prefix_len < 32 and number & (<uint64_t>0xFFFFFFFFU >> prefix_len):
             raise ValueError("host bits set in a prefix")
         self.routes.put(number, prefix_len, slot, bool(mac))
-        self._exception(number, mac if slot == SLOT_LOCAL_ else b"")
+        if prefix_len == 32:
+            self._exception(number, mac if slot == SLOT_LOCAL_ else b"")
 
     def route_del(self, object number, int prefix_len):
         self.routes.remove(number, prefix_len)
@@ -678,6 +693,8 @@ cdef class Engine:
         cdef iovec iov
         memset(&path, 0, sizeof(path))
         memset(&m, 0, sizeof(m))
+        if not self.family:
+            raise ValueError("start the fast path before sending")
         fill_path(&path, remote, local, self.family)
         iov.iov_base = <void *><const uint8_t *>datagram
         iov.iov_len = len(datagram)

@@ -95,6 +95,7 @@ from weave_router.fastpath.state cimport (
     Event,
     Node,
     Parked,
+    ParkedCount,
     Path,
     Session,
     Shared,
@@ -403,30 +404,23 @@ cdef bint flood_allowed(Worker *w) noexcept nogil:
 cdef void flood(Worker *w, const Frame *f, const uint8_t *vnet) noexcept nogil:
     """Send to every peer that asks for this destination, at most FLOOD_PEERS of them."""
     cdef int slot, sent = 0
-    cdef uint8_t *copy
+    cdef uint8_t *copy = w.flood_buffer + HEADROOM
     cdef uint8_t header[16]
     if not flood_allowed(w):
         drop_traced(w, D_FLOOD_LIMIT, 0)
         return
-    copy = NULL
     for slot in range(2, w.shared.slot_top + 1):
         if not node_wants(&w.shared.nodes[slot], f.data):
             continue
-        if copy == NULL:
-            # forwarding cuts and seals in place, so each peer but the last needs the frame anew
-            copy = <uint8_t *>malloc(f.size + HEADROOM)
-            if copy == NULL:
-                return
-        memcpy(copy + HEADROOM, f.data, f.size)
+        memcpy(copy, f.data, f.size)  # forwarding cuts and seals in place: each peer needs the frame anew
         memcpy(header, vnet, w.vnet_hdr)
-        to_node(w, slot, copy + HEADROOM, f.size, header)
+        to_node(w, slot, copy, f.size, header)
         sent += 1
         if sent == FLOOD_PEERS:
             break
-    if copy == NULL:
+    if sent == 0:
         drop(w, D_NO_LISTENER)
         return
-    free(copy)
     count(w, C_FLOODED, 1)
 
 
@@ -453,27 +447,23 @@ cdef int station_slot(Worker *w, const uint8_t *mac) noexcept nogil:
 cdef void park(Worker *w, int slot, const uint8_t *data, int size, const uint8_t *vnet) noexcept nogil:
     """Keep the frame until the node has a session and a path; ask for them."""
     cdef Node *n = &w.shared.nodes[slot]
+    cdef ParkedCount *waiting = &w.parked_of[slot]
     cdef Parked *p
-    cdef Parked *other = w.parked_first
-    cdef int frames = 0, bytes_ = 0
+    cdef int cost = size + <int>sizeof(Parked) + HEADROOM
     if w.now - relaxed64(&n.asked_ns) >= ASK_NS:
         set64(&n.asked_ns, w.now)
         event_simple(w, EV_NEED_SESSION_, slot, 0)
-    while other != NULL:
-        if other.slot == slot:
-            frames += 1
-            bytes_ += other.size
-        other = other.next
-    if frames >= PARK_FRAMES or bytes_ + size > PARK_BYTES or w.parked_bytes + size > PARK_TOTAL:
+    if waiting.frames >= PARK_FRAMES or <int>waiting.bytes + size > PARK_BYTES or w.parked_bytes + cost > PARK_TOTAL:
         drop_traced(w, D_PARK_FULL, slot)
         return
-    p = <Parked *>malloc(sizeof(Parked) + HEADROOM + size)
+    p = <Parked *>malloc(cost)
     if p == NULL:
         drop(w, D_PARK_FULL)
         return
     p.next = NULL
     p.ns = w.now
     p.slot = slot
+    p.holder = n.holder
     p.size = size
     memcpy(p.data, vnet, w.vnet_hdr)
     memcpy(p.data + HEADROOM, data, size)
@@ -482,35 +472,41 @@ cdef void park(Worker *w, int slot, const uint8_t *data, int size, const uint8_t
     else:
         w.parked_last.next = p
     w.parked_last = p
-    w.parked_count += 1
-    w.parked_bytes += size
+    waiting.frames += 1
+    waiting.bytes += <uint32_t>size
+    w.parked_bytes += cost
     count(w, C_PARKED, 1)
 
 
 cdef void inside_parked(Worker *w) noexcept nogil:
-    """Send what has a session by now, in order; give up what waited 3 s."""
+    """Send what has a session by now, in order; give up what waited 3 s or whose node has left its slot."""
     cdef Parked *p = w.parked_first
     cdef Parked *following
+    cdef bint gone
+    w.parked_leaving = True
     w.parked_first = NULL
     w.parked_last = NULL
     while p != NULL:
         following = p.next
         p.next = NULL
-        if frame_budget(w, p.slot) <= 0 and w.now - p.ns < PARK_NS:
+        gone = p.holder != w.shared.nodes[p.slot].holder
+        if not gone and frame_budget(w, p.slot) <= 0 and w.now - p.ns < PARK_NS:
             if w.parked_last == NULL:
                 w.parked_first = p
             else:
                 w.parked_last.next = p
             w.parked_last = p
         else:
-            w.parked_count -= 1
-            w.parked_bytes -= p.size
-            if frame_budget(w, p.slot) > 0:
+            w.parked_of[p.slot].frames -= 1
+            w.parked_of[p.slot].bytes -= <uint32_t>p.size
+            w.parked_bytes -= p.size + <int>sizeof(Parked) + HEADROOM
+            if not gone and frame_budget(w, p.slot) > 0:
                 to_node(w, p.slot, p.data + HEADROOM, p.size, p.data)
             else:
                 drop_traced(w, D_NO_SESSION, p.slot)
             free(p)
         p = following
+    w.parked_leaving = False
 
 
 cdef inline int inner_tos(const Frame *f) noexcept nogil:
@@ -571,6 +567,8 @@ cdef void too_big(Worker *w, int slot, const Frame *f, int mtu) noexcept nogil:
     cdef int quoted = f.end - f.l3, total
     cdef Frame answer
     drop(w, D_TOO_BIG)
+    if f.family == 4 and is_multicast(f.data):  # RFC 1122 section 3.2.2; ICMPv6 may (RFC 4443 section 2.4)
+        return
     if w.now - relaxed64(&n.too_big_ns) < TOO_BIG_NS:
         return
     set64(&n.too_big_ns, w.now)
@@ -664,6 +662,8 @@ cdef void to_node(Worker *w, int slot, uint8_t *data, int size, const uint8_t *v
     if budget <= 0:
         park(w, slot, data, size, vnet)
         return
+    if w.parked_of[slot].frames and not w.parked_leaving:
+        inside_parked(w)  # the session came since this burst began: what waited goes first
     parse_untrusted(&f, data, size)
     capture(w, 0, slot, &f)
     tos = inner_tos(&f)
@@ -684,7 +684,7 @@ cdef void to_node(Worker *w, int slot, uint8_t *data, int size, const uint8_t *v
                 drop_traced(w, D_TOO_BIG, mtu)
                 return
         elif f.protocol == PROTO_UDP and f.payload - f.l3 + gso > <int>n.pod_mtu and not may_fragment(&f):
-            too_big(w, slot, &f, mtu)
+            too_big(w, slot, &f, n.pod_mtu)
             return
         cut(w, slot, &f, gso, tos)
         return
@@ -694,7 +694,8 @@ cdef void to_node(Worker *w, int slot, uint8_t *data, int size, const uint8_t *v
     if open:
         start = vnet[6] | (vnet[7] << 8)
         offset = vnet[8] | (vnet[9] << 8)
-        if f.payload and start == f.l4 and offset == checksum_offset(f.protocol):
+        if f.payload and start == f.l4 and offset == checksum_offset(f.protocol) and \
+                (f.family == 6 or f.l4 - f.l3 == 20):  # options may hold the address of the pseudo-header
             transmit_frame(w, slot, data, size, FLAG_CSUM_OPEN, KIND_FRAME, 0, 0, tos)
             return
         if start < ETHERNET_HEADER or start + offset + 2 > size:

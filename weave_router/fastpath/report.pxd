@@ -131,7 +131,7 @@ cdef inline void capture(Worker *w, uint32_t direction, int slot, const Frame *f
         return
     clock_gettime(CLOCK_REALTIME, &t)
     spin_lock(&c.lock)
-    if c.head - c.tail >= CAPTURE:
+    if c.head - acquire64(&c.tail) >= CAPTURE:
         c.lost += 1
     else:
         entry = &c.ring[c.head & (CAPTURE - 1)]
@@ -140,5 +140,5 @@ cdef inline void capture(Worker *w, uint32_t direction, int slot, const Frame *f
         entry.size = f.size
         entry.kept = f.size if f.size < <int>c.snap else c.snap
         memcpy(entry.data, f.data, entry.kept)
-        c.head += 1
+        release64(&c.head, c.head + 1)
     spin_unlock(&c.lock)

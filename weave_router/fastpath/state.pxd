@@ -66,7 +66,7 @@ cdef struct Station:  # MAC outside the universe, learned from a peer's frame
     uint64_t seen_ns
     uint64_t moved_ns
 
-cdef struct Path:  # immutable but for gso_off
+cdef struct Path:  # immutable but for gso_off and told_ns
     sockaddr_in6 remote  # also holds a sockaddr_in
     uint32_t remote_size
     uint8_t control[64]  # a pktinfo cmsg for the local address
@@ -77,6 +77,7 @@ cdef struct Path:  # immutable but for gso_off
     int payload_max
     uint32_t flags
     uint32_t gso_off
+    uint64_t told_ns  # when an error of this path was last told
 
 cdef struct TxLane:  # worker-owned: the nonce space of (epoch, worker)
     uint64_t counter
@@ -109,6 +110,7 @@ cdef struct Session:
 
 cdef struct Node:
     uint32_t flags
+    uint32_t holder  # counts node_del: frames parked for the slot's former holder are not for the next
     uint32_t pod_mtu
     Session *session  # used for sending; NULL: none
     Path *path
@@ -210,8 +212,13 @@ cdef struct Parked:
     Parked *next
     uint64_t ns
     int32_t slot
-    int size  # of vnet header and frame
+    uint32_t holder  # Node.holder when it was parked
+    int size  # of the frame
     uint8_t data[1]
+
+cdef struct ParkedCount:
+    uint32_t frames
+    uint32_t bytes
 
 cdef struct Worker:
     int id
@@ -245,11 +252,13 @@ cdef struct Worker:
     Partial partials[PARTIALS]
     Parked *parked_first
     Parked *parked_last
-    int parked_count
+    ParkedCount *parked_of  # by slot
+    bint parked_leaving
     int parked_bytes
     uint64_t parked_checked
     uint8_t *tap_buffer  # HEADROOM before the frame
     uint8_t *scratch  # FRAME_MAX + headroom, for frames made here
+    uint8_t *flood_buffer  # the same, for the copy that one peer of a flood gets
     uint8_t *rx_buffer
     mmsghdr rx[RX_MESSAGES]
     iovec rx_iov[RX_MESSAGES]

@@ -97,6 +97,7 @@ cdef enum:
     BUNDLE_FRAME_MAX = 512  # larger frames travel alone
     REKEY_PACKETS = 1 << 28
     TRACE_FLUSH = 1
+    TELL_NS = 100000000
 
 
 cdef inline Session *sending_session(Worker *w, int slot) noexcept nogil:
@@ -223,6 +224,14 @@ cdef int send_once(Worker *w, Path *path, uint8_t *data, int size, int segment, 
     return EAGAIN
 
 
+cdef void path_error(Worker *w, Path *path, int slot, int e) noexcept nogil:
+    """Tell Python, ten times a second at most: a dead path must not fill the ring that handshakes come through."""
+    if w.now - relaxed64(&path.told_ns) < TELL_NS:
+        return
+    set64(&path.told_ns, w.now)
+    event_simple(w, EV_PATH_ERROR_, slot, e)
+
+
 cdef void send_singly(Worker *w, Train *t) noexcept nogil:
     cdef int at = 0, size, e, bad = 0
     while at < t.used:
@@ -237,7 +246,7 @@ cdef void send_singly(Worker *w, Train *t) noexcept nogil:
             bad = e
         at += size
     if bad:
-        event_simple(w, EV_PATH_ERROR_, t.slot, bad)
+        path_error(w, t.path, t.slot, bad)
 
 
 cdef void train_flush(Worker *w, Train *t) noexcept nogil:
@@ -264,7 +273,7 @@ cdef void train_flush(Worker *w, Train *t) noexcept nogil:
                 send_singly(w, t)
             else:
                 drop_traced(w, D_SEND, e)
-                event_simple(w, EV_PATH_ERROR_, t.slot, e)
+                path_error(w, t.path, t.slot, e)
     trace(w, TRACE_FLUSH, t.slot, (<uint64_t>t.count << 32) | <uint64_t>t.used)
     t.slot = 0
     t.used = 0

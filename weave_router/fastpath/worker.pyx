@@ -48,6 +48,7 @@ from weave_router.fastpath.state cimport (
     COMMANDS,
     EVENTS,
     FRAME_MAX,
+    NODES,
     PARTIALS,
     RX_BYTES,
     RX_MESSAGES,
@@ -55,6 +56,7 @@ from weave_router.fastpath.state cimport (
     Command,
     Event,
     Parked,
+    ParkedCount,
     Shared,
     Train,
     Worker,
@@ -86,13 +88,15 @@ cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
     w.trains = <Train *>calloc(TRAINS, sizeof(Train))
     w.tap_buffer = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
     w.scratch = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
+    w.flood_buffer = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
+    w.parked_of = <ParkedCount *>calloc(NODES, sizeof(ParkedCount))
     w.rx_buffer = <uint8_t *>malloc(RX_MESSAGES * RX_BYTES)
     mac = EVP_MAC_fetch(NULL, "BLAKE2SMAC", NULL)
     if mac != NULL:
         w.mac[0] = EVP_MAC_CTX_new(mac)
         EVP_MAC_free(mac)
     if w.events == NULL or w.commands == NULL or w.trains == NULL or w.tap_buffer == NULL or w.scratch == NULL or \
-            w.rx_buffer == NULL or w.mac[0] == NULL or w.wake_fd < 0 or w.epoll_fd < 0:
+            w.flood_buffer == NULL or w.parked_of == NULL or w.rx_buffer == NULL or w.mac[0] == NULL or w.wake_fd < 0 or w.epoll_fd < 0:
         worker_free(w)
         return NULL
     for i in range(TRAINS):
@@ -126,6 +130,8 @@ cdef void worker_free(Worker *w) noexcept nogil:
     free(w.trains)
     free(w.tap_buffer)
     free(w.scratch)
+    free(w.flood_buffer)
+    free(w.parked_of)
     free(w.rx_buffer)
     free(w)
 
@@ -139,6 +145,7 @@ cdef void watch(Worker *w, int fd) noexcept nogil:
 
 cdef void run_commands(Worker *w) noexcept nogil:
     cdef Command *command
+    transmit_flush(w)  # an open bundle is sealed in its path's epoch before a command may begin the next
     while w.command_tail < acquire64(&w.command_head):
         command = &w.commands[w.command_tail & (COMMANDS - 1)]
         transmit_command(w, command)
