@@ -88,7 +88,7 @@ def i1_no_address_twice(one: Node, other: Node) -> str | None:
 
 
 def i2_nobody_overrides_a_live_owner(one: Node, other: Node) -> str | None:
-    if one.memory.universe != other.memory.universe or other.memory.gate not in OPEN_GATES:
+    if one.memory.universe != other.memory.universe or not ready(other):
         return None
     for block, _ in one.pods:
         mine, theirs = one.memory.registers.get(block), other.memory.registers.get(block)
@@ -183,6 +183,21 @@ def i9_only_the_open_open_others(sender: Node, message: Message) -> str | None:
     return None
 
 
+def r3_gifts_go_to_members(sender: Node, message: Message) -> str | None:
+    """From an open gate, to somebody admitted (or a slot's owner); R3, R7 and R11."""
+    if isinstance(message.body, Tell):
+        for block, register in message.body.knowledge.registers.items():
+            if register.issuer != sender.memory.me or register.owner == sender.memory.me:
+                continue
+            if register.owner not in sender.memory.members or sender.memory.gate not in (Gate.OPEN, Gate.LEFT):
+                return f"R3 {name(sender)} ({sender.memory.gate.name}) gave block {block} to {show(register)}"
+    return None
+
+
+def r12_nothing_is_said_after_the_wipe(sender: Node, message: Message) -> str | None:
+    return f"R12 {name(sender)} wiped its store before its last word" if sender.condition == GONE else None
+
+
 def r10_a_message_names_the_life_it_comes_from(sender: Node, message: Message) -> str | None:
     if message.incarnation != sender.memory.incarnation or sender.disk.incarnation < message.incarnation:
         return f"R10 {name(sender)} sent as incarnation {message.incarnation}, is {sender.memory.incarnation}"
@@ -210,6 +225,8 @@ SENT: tuple[Callable[[Node, Message], str | None], ...] = (
     i8_only_an_empty_block_is_given,
     i9_only_the_open_open_others,
     i10_a_promise_is_whole,
+    r3_gifts_go_to_members,
+    r12_nothing_is_said_after_the_wipe,
     r10_a_message_names_the_life_it_comes_from,
 )
 
@@ -224,6 +241,11 @@ def violations(nodes: Iterable[Node]) -> Iterator[str]:
 
 def opened(node: Node) -> bool:
     return node.lives and node.memory.gate in OPEN_GATES
+
+
+def ready(node: Node) -> bool:
+    """Open, or would be after a restart of the daemon alone."""
+    return node.condition in (UP, KILLED) and node.memory.gate in OPEN_GATES
 
 
 def name(node: Node) -> str:

@@ -65,9 +65,8 @@ def heard_of(state: State, node: NodeId, incarnation: int) -> State:
     return state._replace(incarnations=state.incarnations.with_items({node: incarnation}))
 
 
-def merge(state: State, new: Knowledge, out: Out, accept: frozenset[NodeId] = frozenset()) -> State:
-    """Learn. Commutative, associative, idempotent and monotone but for values whose issuer is promised away (R7);
-    ``accept`` names issuers whose values count all the same because they reached the teller before it promised."""
+def merge(state: State, new: Knowledge, out: Out) -> State:
+    """Learn. Commutative, associative, idempotent and monotone but for values whose issuer is promised away (R7)."""
     state = state._replace(
         members=state.members | new.members,
         proposed=state.proposed | new.proposed,
@@ -77,7 +76,7 @@ def merge(state: State, new: Knowledge, out: Out, accept: frozenset[NodeId] = fr
     )
     higher = {n: i for n, i in new.incarnations.items() if i > state.incarnations.get(n, -1)}
     state = state._replace(incarnations=state.incarnations.with_items(higher))
-    state = _merge_registers(state, new.registers, out, state.promised - accept)
+    state = _merge_registers(state, new.registers, out)
     if state.me in state.retired:
         return retired(state, out)
     if state.incarnations.get(state.me, -1) > state.incarnation:
@@ -85,12 +84,12 @@ def merge(state: State, new: Knowledge, out: Out, accept: frozenset[NodeId] = fr
     return state
 
 
-def _merge_registers(state: State, new: FrozenMap[Block, Register], out: Out, refused: frozenset[NodeId]) -> State:
+def _merge_registers(state: State, new: FrozenMap[Block, Register], out: Out) -> State:
     changed: dict[Block, Register] = {}
     contested: set[Block] = set()
     for block, value in new.items():
         mine = state.registers.get(block)
-        if value == mine or value.issuer in refused:
+        if value == mine or value.issuer in state.promised:
             continue
         if mine is None or value[:2] > mine[:2]:
             changed[block] = value

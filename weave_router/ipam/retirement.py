@@ -10,6 +10,7 @@ from .knowledge import EVERYBODY, Out, electorate, issuing, knowledge_of, merge,
 from .values import (
     Abort,
     Aborted,
+    Block,
     FrozenMap,
     Knowledge,
     Message,
@@ -114,8 +115,9 @@ def on_retire_ask(state: State, m: Message, body: RetireAsk, out: Out) -> State:
 def on_promise(state: State, m: Message, body: Promise, out: Out) -> State:
     current = state.round
     assert current is not None and current.id == body.round  # see ownership._obsolete
-    state = merge(state, body.knowledge, out, accept=frozenset(current.victims))
-    return state._replace(round=Round(current.id, current.victims, current.acks | {m.sender}))
+    state = merge(state, body.knowledge, out)
+    reported = _newest(current.reported, _newer(body.knowledge.registers, state.registers))
+    return state._replace(round=Round(current.id, current.victims, current.acks | {m.sender}, reported))
 
 
 def on_nack(state: State, m: Message, body: Nack, out: Out) -> State:
@@ -176,19 +178,26 @@ def continue_round(state: State, out: Out) -> State:
     if missing or not _few(state, victims):
         out.append(Waiting(missing))
         return state
-    return _complete(state, victims, out)
+    return _complete(state, current, victims, out)
 
 
-def _complete(state: State, victims: frozenset[NodeId], out: Out) -> State:
-    """Take what the victims own, and what only they say that somebody else owns: its owner would have said so (R5)."""
+def _newer(told: FrozenMap[Block, Register], known: FrozenMap[Block, Register]) -> FrozenMap[Block, Register]:
+    """What is told and was not merged: its issuer is promised away."""
+    return FrozenMap({b: r for b, r in told.items() if b not in known or r[:2] > known[b][:2]})
+
+
+def _newest(one: FrozenMap[Block, Register], other: FrozenMap[Block, Register]) -> FrozenMap[Block, Register]:
+    return one.with_items({b: r for b, r in other.items() if b not in one or r[:2] > one[b][:2]})
+
+
+def _complete(state: State, current: Round, victims: frozenset[NodeId], out: Out) -> State:
+    """Take what the retired own by the newest word of all that are left, and what only the retired say that somebody
+    else owns: its owner would have said so itself (R5, and members re-stamp when they promise)."""
     gone = state.retired | victims
-    gen = max(1 + max((r.gen for r in state.registers.values()), default=0), len(gone))
+    view = _newest(current.reported, state.registers)
+    gen = max(1 + max((r.gen for r in view.values()), default=0), len(gone))
     taken = FrozenMap(
-        {
-            b: Register(gen, 0, state.me, state.me)
-            for b, r in state.registers.items()
-            if r.owner in victims or r.issuer in victims
-        }
+        {b: Register(gen, 0, state.me, state.me) for b, r in view.items() if r.owner in gone or r.issuer in gone}
     )
     state = state._replace(
         registers=state.registers.with_items(taken),

@@ -96,11 +96,13 @@ class Knowledge:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A retirement that this node coordinates: victims with the incarnation it knew of each, and who has promised."""
+    """A retirement that this node coordinates: victims with the incarnation it knew of each, who has promised, and the
+    newest values in acks that this node itself may not accept any more: they count for what is taken, nothing else."""
 
     id: RoundId
     victims: FrozenMap[NodeId, int]
     acks: frozenset[NodeId]
+    reported: FrozenMap[Block, Register] = NO_REGISTERS
 
 
 class State(NamedTuple):
