@@ -61,6 +61,7 @@ setup: .setup/release
 
 .setup/dependencies: .setup/requirements.txt .ci/constraints.txt
 	@echo "Installing Python packages into $(VENV)"
+	@$(PIP) install -c .ci/constraints.txt --upgrade pip  # Debian 12's cannot pass several settings to a build
 	@$(PIP) install -r .setup/requirements.txt -c .ci/constraints.txt
 	@touch $@
 
