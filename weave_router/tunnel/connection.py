@@ -35,6 +35,9 @@ PATH_TRIES: Final = 3
 EPOCH_RESERVE: Final = 4
 """Path epochs left when a rekey is begun, so that a path switch need not wait for it."""
 
+CONTROL_OVERHEAD: Final = 40
+"""UDP payload of an empty control message: header 16, descriptor 8, tag 16."""
+
 EMSGSIZE: Final = 90
 
 
@@ -54,7 +57,7 @@ class Connection:
         self.path: Path | None = None
         self.handshakes = 0
         self.tx_bytes = self.rx_bytes = self.tx_packets = self.rx_packets = 0
-        self._seen = seen if seen is not None else (-1, -1)
+        self.seen = seen if seen is not None else (-1, -1)
         self._initiator = Initiator(shared, self)
         self._roaming = Roaming(self._timers, shared.rng)
         self._liveness = Liveness(self._timers)
@@ -126,10 +129,9 @@ class Connection:
         if self.current is None and self._initiator.running:
             self._because(reason)
 
-    def close(self, now: float) -> None:
-        """We are going: say so, for the keys go too."""
+    def say_goodbye(self) -> None:
+        """We are going, and our keys with us."""
         self._control(control.Goodbye())
-        self.remove(now)
 
     def remove(self, now: float) -> None:
         """The peer is no member any more."""
@@ -196,7 +198,7 @@ class Connection:
                           confirms=[now + pause for pause in self._timers.confirm])
         self._admit(session, head.sender, response.send_key, response.recv_key)
         self._choose(now)
-        self._shared.emit(effects.ControlSend(session.index, b""))
+        self._send(session, b"")
         self._introduce(session)
 
     def _judge_nat(self, path: Path, observed: Endpoint) -> None:
@@ -210,13 +212,13 @@ class Connection:
         """Tell our pod MTU, once for each incarnation of the peer."""
         if self._shared.pod_mtu and self._mtu_told != session.remote_incarnation:
             self._mtu_told = session.remote_incarnation
-            self._shared.emit(effects.ControlSend(session.index, control.PodMtu(self._shared.pod_mtu).encode()))
+            self._send(session, control.PodMtu(self._shared.pod_mtu).encode())
 
     # -- answering -----------------------------------------------------------------------------------------------
 
     def asked(self, request: Request, remote: Endpoint, local: str, now: float) -> None:
         """An authentic message 1 of this peer."""
-        if (request.incarnation, request.counter) <= self._seen:
+        if (request.incarnation, request.counter) <= self.seen:
             raise BadPacket("replayed message 1")
         if request.incarnation < self.incarnation:
             raise BadPacket("message 1 of an earlier incarnation")
@@ -236,9 +238,9 @@ class Connection:
 
     def _see(self, incarnation: int, counter: int) -> None:
         """On disk by blocks: a replay from within one, after our own restart, wins a half-open session, no more."""
-        if incarnation != self._seen[0] or counter // COUNTER_BLOCK != self._seen[1] // COUNTER_BLOCK:
+        if incarnation != self.seen[0] or counter // COUNTER_BLOCK != self.seen[1] // COUNTER_BLOCK:
             self._shared.emit(effects.PeerCounterSeen(self.info.x25519_public, incarnation, counter))
-        self._seen = incarnation, counter
+        self.seen = incarnation, counter
 
     def _bound_unconfirmed(self, now: float) -> None:
         unconfirmed = [s for s in self.sessions.values() if not s.initiator and not s.heard]
@@ -375,7 +377,7 @@ class Connection:
             return
         nonce = self._roaming.challenge(remote, local, now)
         if nonce is not None:
-            self._shared.emit(effects.ControlSend(session.index, control.Challenge(nonce).encode(), remote, local))
+            self._send(session, control.Challenge(nonce).encode(), remote, local)
 
     def _on_answer(self, answer: control.Answer, remote: Endpoint, now: float) -> None:
         """The peer is at the challenged address. A session that has seen all epochs is rekeyed first."""
@@ -409,7 +411,12 @@ class Connection:
 
     def _control(self, message: control.Control) -> None:
         if self.current is not None:
-            self._shared.emit(effects.ControlSend(self.current.index, message.encode()))
+            self._send(self.current, message.encode())
+
+    def _send(self, session: Session, payload: bytes, remote: Endpoint | None = None, local: str = "",
+              size: int = 0) -> None:
+        session.control_bytes += max(size, CONTROL_OVERHEAD + len(payload))
+        self._shared.emit(effects.ControlSend(session.index, payload, remote, local, size))
 
     def receive_control(self, index: int, message: control.Control, remote: Endpoint, wire_size: int,
                         now: float) -> None:
@@ -456,7 +463,9 @@ class Connection:
         """The figures of this peer's sessions, as asked for by ``ReadFigures``."""
         known = {index: figures[index] for index in self.sessions if index in figures}
         delta = difference((self.sessions[index].figures, after) for index, after in known.items())
+        data_sent = 0
         for index, after in known.items():
+            data_sent += self.sessions[index].count_data(after)
             self.sessions[index].figures = after
         self.tx_bytes += delta.tx_bytes
         self.rx_bytes += delta.rx_bytes
@@ -464,13 +473,13 @@ class Connection:
         self.rx_packets += delta.rx_packets
         if self.current is None:
             return
-        self._liveness.observe(delta, self.current.figures, (s.figures for s in self.sessions.values()), now)
+        self._liveness.observe(self.current.figures, (s.figures for s in self.sessions.values()), data_sent, now)
         active = now - self._liveness.data_at < self._timers.sending or self._liveness.keepalive_owed
         self._poll_at = now + (self._timers.poll if active else self._timers.poll_idle)
         self._judge_silence(now)
         self._keep_alive(now)
-        if self.path is not None and delta.tx_bytes:
-            self.path.mtu.data_sent(delta.tx_bytes, now)
+        if self.path is not None and data_sent:
+            self.path.mtu.data_sent(data_sent, now)
         self._rekey_if_due(now)
 
     def _judge_silence(self, now: float) -> None:
@@ -502,7 +511,7 @@ class Connection:
         if self.current is not None and (self._liveness.keepalive_due(now) or (
                 natted and now - self._liveness.last_tx_at >= self._timers.nat_keepalive)):
             self._liveness.keepalive_sent(now)
-            self._shared.emit(effects.ControlSend(self.current.index, b""))
+            self._send(self.current, b"")
 
     def _rekey_if_due(self, now: float) -> None:
         session = self.current
@@ -549,7 +558,7 @@ class Connection:
                 self._delete(session, now)
             elif session.confirms and now >= session.confirms[0]:
                 session.confirms.pop(0)
-                self._shared.emit(effects.ControlSend(session.index, b""))
+                self._send(session, b"")
         self._probe(now)
         if self._poll_at is not None and now >= self._poll_at:
             self._poll_at = now + self._timers.poll  # activity() sets it better; asked again if nobody answers
@@ -565,5 +574,4 @@ class Connection:
             self._emit_path()
             self._refresh_weakness()
         if probe is not None:
-            message = control.Probe(probe.id, probe.size)
-            self._shared.emit(effects.ControlSend(self.current.index, message.encode(), size=probe.size))
+            self._send(self.current, control.Probe(probe.id, probe.size).encode(), size=probe.size)

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 
 from weave_router.errors import BadPacket
-from weave_router.limits import STRANGERS_MAX
+from weave_router.limits import PEERS_SEEN_MAX, STRANGERS_MAX
 from weave_router.reasons import Reason
 from weave_router.tunnel import handshake, wire
 from weave_router.tunnel.agenda import Agenda
@@ -45,6 +45,8 @@ class Tunnel:
         self._statics: dict[bytes, Connection] = {}
         self._endpoints: dict[Endpoint, set[int]] = {}
         self._strangers: OrderedDict[Endpoint, Reason] = OrderedDict()
+        self._gone: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+        """Freshness of keys that were peers: finer than what is on disk."""
 
     # -- settings ------------------------------------------------------------------------------------------------
 
@@ -76,7 +78,8 @@ class Tunnel:
             self._remove(connection, now)
             connection = None
         if connection is None:
-            connection = Connection(self._shared, info, seen)
+            known = [pair for pair in (seen, self._gone.pop(info.x25519_public, None)) if pair is not None]
+            connection = Connection(self._shared, info, max(known, default=None))
             self._slots[info.slot] = self._nodes[info.node_id] = self._statics[info.x25519_public] = connection
             self._index_endpoints(info, True)
         else:
@@ -94,6 +97,9 @@ class Tunnel:
     def _remove(self, connection: Connection, now: float) -> None:
         info = connection.info
         connection.remove(now)
+        self._gone[info.x25519_public] = connection.seen
+        if len(self._gone) > PEERS_SEEN_MAX:
+            self._gone.popitem(last=False)
         self._agenda.set(info.slot, None)
         self._index_endpoints(info, False)
         del self._slots[info.slot], self._nodes[info.node_id], self._statics[info.x25519_public]
@@ -116,11 +122,10 @@ class Tunnel:
         connection.want(now)
         return self._done(connection)
 
-    def close(self, now: float) -> list[Effect]:
-        """Say goodbye to every peer and forget all keys."""
-        for connection in list(self._nodes.values()):
-            connection.close(now)
-            self._agenda.set(connection.info.slot, None)
+    def close(self) -> list[Effect]:
+        """Say goodbye to every peer; the last input. Keys go with the process."""
+        for connection in self._nodes.values():
+            connection.say_goodbye()
         return self._drain()
 
     # -- datagrams -----------------------------------------------------------------------------------------------

@@ -94,11 +94,12 @@ def write_response(request: Request, *, index: int, incarnation: int,
 
 
 def read_response_untrusted(attempt: Attempt, head: Head, body: bytes) -> Response:
-    """A forged answer leaves the attempt as it was."""
+    """A forged answer leaves the attempt as it was, also one with a true body under a changed head."""
     if head.suite is not attempt.head.suite or head.token_id != attempt.token.id or head.sender == 0:
         raise BadPacket("answer to another initiation")
     if len(body) != wire.MESSAGE_2_SIZE - wire.HEAD_SIZE - wire.MAC1_SIZE:
         raise BadPacket("message 2 of another length")
-    payload = attempt.noise.read_message_untrusted(body)
+    noise = attempt.noise.clone()
+    payload = noise.read_message_untrusted(body)
     incarnation, observed = wire.parse_payload_2_untrusted(payload, head)
-    return Response(incarnation, observed, *attempt.noise.split())
+    return Response(incarnation, observed, *noise.split())

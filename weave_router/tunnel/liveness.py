@@ -1,8 +1,8 @@
 """Is the other side there, and does it know that we are? Decided from figures of the fast path alone.
 
 ``silence``: seconds of sending data with nothing authenticated back. ``keepalive_due``: data came and nothing of ours
-went out since, so the peer would take us for dead. Bytes in the figures count inner frames only: keepalives and control
-messages add packets, no bytes. Must not know packets or paths. Called by connection.py at every poll.
+went out since, so the peer would take us for dead. Keepalives and other control messages are never answered by a
+keepalive. Must not know packets or paths. Called by connection.py at every poll.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,10 @@ from weave_router.tunnel.timers import Timers
 
 
 class Figures(NamedTuple):
-    """What ``Engine.session_figures`` returns, in its order; times in ns of CLOCK_BOOTTIME, 0 = never."""
+    """What ``Engine.session_figures`` returns, in its order; times in ns of CLOCK_BOOTTIME, 0 = never.
+
+    Packets and bytes (of UDP payload) count data and control messages; the two "unanswered" times look at data only.
+    """
 
     tx_packets: int = 0
     tx_bytes: int = 0
@@ -23,6 +26,7 @@ class Figures(NamedTuple):
     last_rx_ns: int = 0
     first_unanswered_ns: int = 0
     rx_failed: int = 0
+    unanswered_rx_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +70,24 @@ class Liveness:
     def keepalive_owed(self) -> bool:
         return self._owed_since is not None
 
-    def observe(self, delta: Delta, sending: Figures, all_sessions: Iterable[Figures], now: float) -> None:
-        """``sending``: figures of the session in use; ``all_sessions``: of all that the peer may send on."""
+    def observe(self, sending: Figures, all_sessions: Iterable[Figures], data_sent: int, now: float) -> None:
+        """``sending``: figures of the session in use; ``all_sessions``: of all that the peer may send on.
+
+        Crossing initiations may leave the two sides on different sessions: what comes on any of them is life.
+        """
         figures = list(all_sessions)
-        last_rx = max((f.last_rx_ns for f in figures), default=0)
-        last_tx = max((f.last_tx_ns for f in figures), default=0)
-        if last_tx:
-            self.last_tx_at = last_tx / 1e9
-        if delta.tx_bytes:
+        last_rx = max(f.last_rx_ns for f in figures)
+        last_tx = max(f.last_tx_ns for f in figures)
+        unanswered_rx = max(f.unanswered_rx_ns for f in figures)
+        self.last_tx_at = max(self.last_tx_at, last_tx / 1e9)
+        if data_sent:
             self.data_sent_at = now
-        if delta.rx_bytes:
-            self.data_received_at = now
-        # Crossing initiations may leave the two sides on different sessions: what comes on any of them is life.
+        if unanswered_rx:
+            self.data_received_at = max(self.data_received_at, unanswered_rx / 1e9)
         start = max(sending.first_unanswered_ns, last_rx)
         self.silence = max(0.0, now - start / 1e9) if sending.first_unanswered_ns else 0.0
-        if delta.tx_packets:
-            self._owed_since = None
-        if delta.rx_bytes and last_rx > last_tx and self._owed_since is None:
-            self._owed_since = now
+        owed = unanswered_rx and last_rx > last_tx
+        self._owed_since = max(unanswered_rx, last_tx) / 1e9 if owed else None
 
     def keepalive_due(self, now: float) -> bool:
         return self._owed_since is not None and now >= self._owed_since + self._timers.keepalive

@@ -7,6 +7,7 @@ BLAKE2s. Written over `cryptography`, proven with public vectors (tests/unit/vec
 A read that fails leaves the state as it was: whoever forges a message cannot break a handshake under way.
 """
 
+import copy
 import hashlib
 import hmac
 from collections.abc import Sequence
@@ -178,6 +179,12 @@ class HandshakeState:
     @property
     def handshake_hash(self) -> bytes:
         return self._symmetric.h
+
+    def clone(self) -> "HandshakeState":
+        """An independent copy: for messages whose content decides later whether they count."""
+        twin = copy.copy(self)
+        twin._symmetric = copy.copy(self._symmetric)
+        return twin
 
     def _tokens(self, writing: bool) -> tuple[str, ...]:
         ours = (self._message_next % 2 == 0) == self.initiator

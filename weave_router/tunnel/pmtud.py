@@ -27,7 +27,7 @@ LIKELY: Final = (8972, 8952, 1472, 1452)
 WIDE: Final = 512
 
 DATA_BYTES: Final = DATAGRAM_BASE - 100
-"""Inner bytes below which no datagram above the base can have been sent (about 40 of overhead, 16 of Ethernet)."""
+"""Bytes of data below which hardly a datagram above the base can have been sent."""
 
 
 class Phase(StrEnum):
@@ -72,7 +72,7 @@ class PathMtu:
         return self.confirmed_at is not None and now < self.confirmed_at + self._timers.mtu_confirmed
 
     def data_sent(self, size: int, now: float) -> None:
-        """Inner bytes sent since the last call. Starts a probe when data above the base may be unconfirmed."""
+        """Bytes of data sent since the last call. Starts a probe when data above the base may be unconfirmed."""
         if self.phase is not Phase.HELD or self.size <= self.base or self.confirmed(now):
             return
         self._unconfirmed_bytes += size
@@ -133,7 +133,10 @@ class PathMtu:
     def _hold(self, now: float) -> None:
         self.phase = Phase.HELD
         self._probe_at = None
-        self._raise_at = now + self._timers.mtu_raise if self.size < self.ceiling else None
+        if self.size >= self.ceiling:
+            self._raise_at = None
+        elif self._raise_at is None:  # confirming again and again must not put it off for ever
+            self._raise_at = now + self._timers.mtu_raise
 
     def _failed(self, now: float) -> None:
         if self.phase is Phase.SEARCH:

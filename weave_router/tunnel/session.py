@@ -31,6 +31,14 @@ class Session:
     confirms: list[float] = field(default_factory=list)
     """When the initiator's keepalive is repeated, earliest first."""
     figures: Figures = NO_FIGURES
+    control_bytes: int = 0
+    """UDP payload of the control messages sent on it: what is left of ``figures.tx_bytes`` is data."""
+    data_bytes: int = 0
+
+    def count_data(self, figures: Figures) -> int:
+        """Bytes of data sent since the last call. A control message may still wait in the fast path: never negative."""
+        before, self.data_bytes = self.data_bytes, max(self.data_bytes, figures.tx_bytes - self.control_bytes)
+        return self.data_bytes - before
 
 
 def best_session(sessions: Iterable[Session], *, local_is_smaller: bool, crossing: float) -> Session | None:
