@@ -1,0 +1,27 @@
+"""Inner functions of the fast path, for tests only."""
+
+from typing import Final, NamedTuple
+
+WINDOW_SIZE: Final[int]
+
+class Parsed(NamedTuple):
+    """struct Frame of frame.pxd: offsets, 0 where there is none."""
+
+    ethertype: int
+    family: int
+    l3: int
+    l4: int
+    protocol: int
+    end: int
+    payload: int
+    fragment: bool
+
+class Window:
+    def accept(self, counter: int) -> bool: ...
+
+def parse_untrusted(data: bytes) -> Parsed: ...
+def flow_hash(data: bytes) -> int: ...
+def checksum(data: bytes, start: int = ...) -> int: ...
+def complete_checksum(data: bytes, end: int, start: int, offset: int) -> bytes: ...
+def ipv4_checksum(header: bytes) -> bytes: ...
+def open_checksum(data: bytes) -> tuple[bytes, bytes]: ...
