@@ -15,7 +15,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from weave_router.host import bridge_driver, sysctl_driver, tap_driver
-from weave_router.host.bridge import BridgePlan, gso_max_size, mac_text
+from weave_router.host.bridge import BridgePlan, gso_max_size
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.netlink_driver import Link, find
 from weave_router.host.steering import tap_hash

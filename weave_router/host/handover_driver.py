@@ -237,6 +237,7 @@ class HandoverServer:
                 await watcher
         delivered = not request.hung_up.is_set() and await _reply(client, reply)
         if not delivered:
+            request.hung_up.set()
             await self._abandoned(request, reply)
 
 

@@ -1,0 +1,183 @@
+"""The room as a whole: the loop's door, reset, doctor, underlay, on the real kernel."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+
+import pytest
+from pyroute2 import IPRoute
+
+from weave_router.host import doctor, doctor_driver, handover_driver, lock_driver, reset_driver, tap_driver
+from weave_router.host.bridge import BridgePlan
+from weave_router.host.driver import Host
+from weave_router.host.faults import Fault, HostError
+from weave_router.host.nft_driver import Nft
+from weave_router.host.pod import mac_of, pod_plan
+from weave_router.host.underlay_driver import Underlay, has_default_route, host_routes, nameservers, underlay
+
+from .conftest import Netns
+
+UNIVERSE4, UNIVERSE6 = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
+GATEWAY = IPv4Address("10.32.0.1")
+BRIDGE = BridgePlan(
+    "weave", "weave-tap", 1368, mac_of(GATEWAY), (ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96"))
+)
+
+
+async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = False) -> int:
+    """A router's day without a router: open, build, attach, detach, close. Returns descriptors that leaked."""
+    room = Host()
+    tap = tap_driver.open_tap("weave-tap", 1)
+    before = len(os.listdir("/proc/self/fd"))
+    await room.open()
+    await room.build(BRIDGE, UNIVERSE4, UNIVERSE6, [])
+    plans = []
+    for number, path in enumerate(pods, start=2):
+        address = ip_interface(f"10.32.0.{number}/12")
+        plan = pod_plan(
+            attachment=path,
+            address=address,
+            universe_v4=UNIVERSE4,
+            universe_v6=UNIVERSE6,
+            bridge="weave",
+            bridge_address=GATEWAY,
+            mtu=1368,
+        )
+        pod = handover_driver.open_pod(path)
+        if number == 3:
+            run("ip", "link", "set", "weave", "address", "02:00:00:00:00:01")
+        attached, mended = await room.attach(plan, BRIDGE, pod.netlink, pod.netns)
+        pod.close()
+        assert attached.port == plan.port
+        assert bool(mended) == (number == 3), mended
+        plans.append(plan)
+    assert await room.mend(BRIDGE) == []
+    assert await room.reattach(plans) == plans
+    if not leave_attached:
+        stood = [await room.detach(plan.guard) for plan in plans]
+        assert all(stood)
+        assert await room.reattach(plans) == []
+    await room.close()
+    leaked = len(os.listdir("/proc/self/fd")) - before
+    tap_driver.close_tap(tap)
+    return leaked
+
+
+def in_namespace(host: Netns, pods: list[Netns], leave_attached: bool = False) -> int:
+    """The whole loop, its threads too, inside the host's namespace: threads inherit it."""
+    paths = [pod.path for pod in pods]
+    return int(host.call(lambda: asyncio.run(life(paths, host.run, leave_attached))))
+
+
+def test_attach_and_detach_through_the_loops_door(host: Netns, make_netns: Callable[[], Netns]) -> None:
+    pods = [make_netns() for _ in range(3)]
+    threads = threading.active_count()
+    assert in_namespace(host, pods) == 0
+    assert "vethwr" not in host.run("ip", "link")
+    assert in_namespace(host, pods) == 0  # and once more, over what the first left
+    assert threading.active_count() <= threads + 1
+
+
+def test_reset_leaves_nothing(host: Netns, make_netns: Callable[[], Netns], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    before = host.run("ip", "link"), host.run("nft", "list", "ruleset")
+    run_dir.mkdir()
+    in_namespace(host, [make_netns(), make_netns()], leave_attached=True)
+    host.call(lock_driver.take, run_dir, "weave-tap").release()
+    (run_dir / "api.sock").touch()
+    (run_dir / "not-ours").touch()
+    with pytest.raises(HostError) as caught:
+        host.call(reset_driver.reset, "weave", run_dir)
+    assert caught.value.fault is Fault.RESET_ATTACHED
+    removed = host.call(reset_driver.reset, "weave", run_dir, force=True)
+    assert len(removed) == 2 + 2 + 1 + 2
+    assert (host.run("ip", "link"), host.run("nft", "list", "ruleset")) == before
+    assert [path.name for path in run_dir.iterdir()] == ["not-ours"]
+    assert host.call(reset_driver.reset, "weave", run_dir) == []
+    assert host.call(reset_driver.reset, "weave", tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_reset_leaves_links_of_others_alone(host: Netns, tmp_path: Path) -> None:
+    host.run("ip", "link", "add", "weave", "type", "veth", "peer", "weave-tap")
+    assert host.call(reset_driver.reset, "weave", tmp_path) == []
+
+
+def test_reset_refuses_while_a_router_runs(host: Netns, tmp_path: Path) -> None:
+    lock = host.call(lock_driver.take, tmp_path, "weave-tap")
+    with pytest.raises(HostError) as caught:
+        host.call(reset_driver.reset, "weave", tmp_path, force=True)
+    assert caught.value.fault is Fault.TAP_HELD
+    lock.release()
+
+
+def test_doctor_tries_every_feature(host: Netns) -> None:
+    host.run("ip", "link", "add", "up0", "mtu", "1450", "type", "veth", "peer", "up1")
+    host.run("ip", "link", "set", "up0", "up")
+    host.run(
+        "nft", "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"
+    )
+    links = host.run("ip", "link")
+    facts = host.call(doctor_driver.facts, ("weave",))
+    assert facts.features == dict.fromkeys(doctor.FEATURES, True)
+    assert facts.tun and "NET_ADMIN" in facts.capabilities and facts.underlay == ("up0", 1450)
+    assert [str(drop) for drop in facts.forward_drops] == ["ip filter FORWARD (policy drop)"]
+    assert host.run("ip", "link") == links
+    refused = host.call(doctor_driver.features, frozenset(doctor.FEATURES))
+    assert refused == dict.fromkeys(doctor.FEATURES, False)
+    assert doctor.worst(doctor.checks(facts)) is doctor.Verdict.WARN
+
+
+def test_doctor_tries_peers(host: Netns) -> None:
+    host.run("ip", "link", "set", "lo", "up")
+    found = host.call(doctor_driver.reach, ["127.0.0.1"], 6783, lambda peer, port: True)
+    assert found == [doctor.Reach("127.0.0.1", True, False)]
+
+
+def test_underlay_is_the_way_out(host: Netns, tmp_path: Path) -> None:
+    def look(*peers: str) -> Underlay:
+        with IPRoute() as ipr:
+            return underlay(ipr, peers, own_links=("weave", "weave-tap"))
+
+    with pytest.raises(HostError) as caught:
+        host.call(look)
+    assert caught.value.fault is Fault.NO_UNDERLAY
+    for number, mtu in ((0, 9000), (1, 1500)):
+        link = f"up{number}"
+        host.run("ip", "link", "add", link, "mtu", str(mtu), "type", "veth", "peer", f"far{number}")
+        host.run("ip", "link", "set", link, "up")
+        host.run("ip", "link", "set", f"far{number}", "up")
+        host.run("ip", "addr", "add", f"192.0.{number}.1/24", "dev", link)
+    host.run("ip", "route", "add", "default", "via", "192.0.0.254", "metric", "5")
+    host.run("ip", "route", "add", "default", "via", "192.0.1.254", "metric", "50")
+    assert host.call(look) == Underlay("up0", 9000) and Underlay("up0", 9000).pod_mtu == 8868
+    assert host.call(look, "192.0.1.9", "192.0.0.9", "a-name") == Underlay("up1", 1500)
+
+    def routes() -> list[str]:
+        with IPRoute() as ipr:
+            assert has_default_route(ipr, AF_INET) and not has_default_route(ipr, AF_INET6)
+            return sorted(f"{route.network} {route.link}" for route in host_routes(ipr))
+
+    assert host.call(routes) == ["192.0.0.0/24 up0", "192.0.1.0/24 up1"]
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+    assert [str(address) for address in nameservers(tmp_path / "resolv.conf")] == ["192.0.2.53"]
+    assert nameservers(tmp_path / "none") == []
+
+
+def test_nft_says_what_is_wrong(host: Netns) -> None:
+    nft = host.call(Nft)
+    with pytest.raises(HostError, match="cannot try it in nft table weave_router: No such file or directory; see that"):
+        host.call(nft.run, "add element bridge none none { 1 }", "try it")
+    with pytest.raises(HostError, match="cannot try it in nft table weave_router: syntax error"):
+        host.call(nft.run, "nonsense", "try it")
+    host.call(nft.run, "add table ip x", "try it")
+    with pytest.raises(HostError):
+        host.call(nft.run, "add table ip y\nadd element ip x none { 1 }", "try it")
+    tables = [item["table"]["name"] for item in host.call(nft.ruleset)["nftables"] if "table" in item]
+    assert tables == ["x"]  # one buffer is one transaction
+    nft.close()
+    nft.close()
