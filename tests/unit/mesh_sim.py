@@ -79,6 +79,7 @@ class Network:
         self.cut: set[frozenset[str]] = set()
         self.names: dict[str, str] = {}
         self.refusing: set[str] = set()
+        self.nat: dict[str, str] = {}
         self.bytes_sent = 0
         self.trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -224,7 +225,7 @@ class Network:
         other = self.nodes.get(host)
         if other is None or not self._reaches(node.host, host):
             return  # silence: the core's own deadline ends the call
-        if other.mesh is None or host in self.refusing:
+        if other.mesh is None or host in self.refusing or host in self.nat:
             mesh.dial_failed(dial.link, "connection refused", self.now)
             self.after(node)
             return
@@ -232,7 +233,7 @@ class Network:
         if not mesh.dial_connected(dial.link, (node.host, 40000), (host, PORT), self.now):
             near.closed = True
             return
-        number = other.mesh.accept((host, PORT), (node.host, 40000), self.now)
+        number = other.mesh.accept((host, PORT), (self.nat.get(node.host, node.host), 40000), self.now)
         far = self._ends[id(other.mesh), number] = End(other, other.mesh, number, near)
         near.other = far
         self.after(other)

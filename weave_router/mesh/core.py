@@ -53,6 +53,8 @@ from weave_router.tunnel.token import TokenSet
 
 TICK_SECONDS: Final = 0.25
 HEARTBEAT_TICKS: Final = 2
+DISCOVERY_TICKS: Final = 20
+LINKS_SOUGHT: Final = 6  # fewer than this: look for more now and then (limits.LINKS_DISCOVERED_MAX is the ceiling)
 SYNC_SECONDS: Final = 30.0
 
 
@@ -285,6 +287,7 @@ class Mesh:
         other = self._up.get(peer.node_id)
         refusal = self._refusal(place.link, other)
         if refusal:
+            self._show_newer(place, peer, now)
             self._call_linked(number, peer.node_id, now, settled=other is not None)
             self._drop(number, refusal, now)
             return
@@ -292,6 +295,7 @@ class Mesh:
         if other is not None:
             self._drop(other, "duplicate", now)
         self._call_linked(number, peer.node_id, now)
+        self.targets.reached(peer.node_id, peer.record.endpoints)
         place.observed = up.observed
         self._learn_endpoint(place)
         self.replica.merge(peer, number, now)
@@ -316,6 +320,13 @@ class Mesh:
         if new.initiator != old.initiator:
             return new.initiator == (self.node_id < new.peer.node_id)
         return new.opening.serial > old.opening.serial
+
+    def _show_newer(self, place: Place, peer: SignedRecord, now: float) -> None:
+        """Whoever comes second under one identity learns of the other one, though its link does not stay."""
+        held = self.table.get(peer.node_id)
+        if held is not None and held.record.run != peer.record.run:
+            place.link.queue(held, now)
+            place.link.flush(now)
 
     def _link_to_self(self, number: int, peer: SignedRecord, now: float) -> None:
         callee = self._calls.pop(number, None)
@@ -403,7 +414,11 @@ class Mesh:
 
     def _call_failed(self, number: int, reason: str, now: float) -> None:
         callee = self._calls.pop(number, None)
-        if callee is not None and not self.closed:
+        if callee is None or self.closed:
+            return
+        if callee.node_id is not None and callee.node_id in self._up:
+            self.targets.linked(callee, callee.node_id)  # another call got through meanwhile
+        else:
             self.targets.failed(callee, reason, len(self.table), now)
 
     def _call_linked(self, number: int, node_id: bytes, now: float, settled: bool = True) -> None:
@@ -456,7 +471,7 @@ class Mesh:
         return [endpoint for endpoint in signed.record.endpoints if endpoint not in own]
 
     def _discover(self, now: float) -> None:
-        """A link is gone: some members that were not needed are needed now."""
+        """While links are few, some members that were not needed may be needed now."""
         if self.config.discovery and len(self._up) < limits.LINKS_DISCOVERED_MAX:
             ids = sorted(signed.node_id for signed in self.table if signed.node_id not in self._up)
             for node_id in self._rng.sample(ids, min(limits.LINKS_DISCOVERED_MAX, len(ids))):
@@ -470,10 +485,10 @@ class Mesh:
         self.targets.calling(callee, number)
 
     def _follow(self, delta: Delta, now: float) -> None:
-        """A record that is new, or of a new start of its node: it may be worth a call."""
+        """A record that is new, or of a new start, or that says another way: it may be worth a call."""
         if delta.new is None or delta.node_id == self.node_id or not self.config.discovery:
             return
-        if delta.old is None or delta.old.record.incarnation != delta.new.record.incarnation:
+        if delta.old is None or way_to(delta.old) != way_to(delta.new):
             self.targets.want(delta.node_id, self.targets.first_call_at(delta.node_id, now))
 
     # -- time -------------------------------------------------------------------------------------------------------
@@ -509,6 +524,8 @@ class Mesh:
             self._tick_link(number, place, lag, now)
         if self._ticks % HEARTBEAT_TICKS == 0:
             self._links_changed(now)
+        if self._ticks % DISCOVERY_TICKS == 0 and len(self._up) < min(LINKS_SOUGHT, len(self.table) - 1):
+            self._discover(now)
 
     def _tick_link(self, number: int, place: Place, lag: float, now: float) -> None:
         link = place.link
@@ -546,6 +563,11 @@ class Mesh:
     def _send(self, number: int, place: Place, force: bool = False) -> None:
         if place.link.unsent and (place.writable or force):
             self._effects.append(Send(number, place.link.data_to_send()))
+
+
+def way_to(signed: SignedRecord) -> tuple[object, ...]:
+    record = signed.record
+    return record.incarnation, record.endpoints, record.flags & FLAG_NAT
 
 
 def is_natted(place: Place) -> bool:

@@ -214,5 +214,8 @@ class Targets:
             if target.node_id == node_id and target.state is TargetState.CONNECTED:
                 self.failed(target, reason, members, now)
 
-    def matching(self, endpoints: Container[Endpoint]) -> list[Target]:
-        return [target for target in self._targets.values() if (target.host, target.port) in endpoints]
+    def reached(self, node_id: bytes, endpoints: Container[Endpoint]) -> None:
+        """A link came up by whatever call: targets that lead to the same node need none of their own."""
+        for target in self._targets.values():
+            if target.call is None and (target.node_id == node_id or (target.host, target.port) in endpoints):
+                self.linked(target, node_id)
