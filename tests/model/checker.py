@@ -48,7 +48,8 @@ class Config:
     joins: int = 0
     leaves: int = 0
     hellos: int = 0
-    apart: bool = False  # every node founded its own universe
+    apart: bool = False  # every other node founded its own universe
+    first_gen: int = 0  # of all registers at the beginning: something happened before
     cooling: bool = False  # a released block rests until the search says otherwise
     older_store: bool = False  # a restart may find the store of the beginning
     off: frozenset[int] = frozenset()  # machines that are off at the beginning
@@ -151,11 +152,11 @@ class Search:
     def initial(self) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
         config = self.config
         members = frozenset(self.names[: config.members or config.nodes])
-        registers = FrozenMap({b: Register(0, 0, NAMES[o], NAMES[o]) for b, o in enumerate(config.owners)})
+        registers = FrozenMap({b: Register(config.first_gen, 0, NAMES[o], NAMES[o]) for b, o in enumerate(config.owners)})
         entries = []
         for i, me in enumerate(self.names):
             state = State(me=me, boot_id=0, incarnations=FrozenMap({me: 0}))
-            if config.apart:
+            if config.apart and i >= config.members:
                 own = FrozenMap({b: Register(0, 0, me, me) for b in registers})
                 state = state._replace(universe=b"u" + me, gate=Gate.OPEN, registers=own, members=frozenset({me}))
             elif me in members:
@@ -193,6 +194,8 @@ class Search:
                     wrong = wrong or next((w for rule in self.sent if (w := rule(view, message))), None)
                 case values.Granted(block=block):
                     pods = pods | {(block, after.incarnation)}
+                case values.Retired(victims=victims):
+                    wrong = wrong or invariants.r9_nobody_is_retired_twice(before, event, victims)
                 case values.Evict(blocks=blocks):
                     lost = sorted(b for b, _ in pods if b in blocks)
                     if lost:
@@ -237,9 +240,9 @@ class Search:
         if node.condition == OFF:
             yield "boot", who, BUDGETS.index("boots"), self._booted(node, values.Boot(inc, inc, 2 * inc))
         else:
-            again = values.Boot(node.disk.boot_id, inc, 2 * inc)
+            again = values.Boot(node.disk.boot_id, inc, 2 * inc, live=frozenset(b for b, _ in node.pods))
             yield "restart", who, BUDGETS.index("restarts"), self._booted(node, again)
-            if self.config.older_store:
+            if self.config.older_store and not node.pods:
                 older = node._replace(disk=self.first_disk[me])
                 event = values.Boot(node.disk.boot_id, inc, 2 * inc, store_older=True)
                 yield "restart with an older store", who, BUDGETS.index("restarts"), self._booted(older, event)
@@ -417,7 +420,7 @@ class Search:
         if config.rounds and (config.retirers is None or i in config.retirers):
             dark = [self.entries[e].memory.me for e in entries if self.entries[e].condition == OFF]
             for size in (1, 2):
-                for victims in combinations([d for d in dark if d not in state.retired], size):
+                for victims in combinations(dark, size):
                     moves += self._told(entries[i], net, frozenset(victims))
         promised = any(state.me in self.entries[e].disk.promised for e in entries)
         if config.ungates and state.gate == Gate.CLOSED and not promised:
@@ -456,7 +459,7 @@ class Search:
                     self.pair[key] = next((w for rule in invariants.TWO if (w := rule(one, two))), None)
                 if self.pair[key]:
                     return self.pair[key]
-        if self.config.leaves:
+        if self.config.leaves or self.config.rounds:
             nodes = tuple(self.entries[e] for e in entries)
             return next((w for rule in invariants.ALL if (w := rule(nodes))), None)
         return None

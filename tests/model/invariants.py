@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import permutations
 from typing import NamedTuple
 
-from weave_router.ipam.values import Block, Gate, Message, Promise, Register, State, SyncAnswer, Tell
+from weave_router.ipam.values import Block, Gate, Message, Promise, Receive, Register, State, SyncAnswer, Tell
 
 UP, KILLED, OFF, GONE = "up", "killed", "off", "gone"
 """The daemon runs; it does not but the pods do; the machine is off; the store is wiped."""
@@ -108,6 +108,18 @@ def i3_one_epoch_one_owner(one: Node, other: Node) -> str | None:
     return None
 
 
+def i10_a_promise_counts_once(one: Node, other: Node) -> str | None:
+    """R6: no member stands as having promised in two open rounds about one victim, unless one retires the other."""
+    if one.disk.round is None or other.disk.round is None:
+        return None
+    shared = frozenset(one.disk.round.victims) & frozenset(other.disk.round.victims)
+    acks = one.disk.round.acks & other.disk.round.acks
+    apart = one.memory.me in other.disk.round.victims or other.memory.me in one.disk.round.victims
+    if shared and acks and not apart:
+        return f"I10 {ids(acks)} promised to the rounds of {name(one)} and {name(other)} about {ids(shared)}"
+    return None
+
+
 def i10_a_retirement_has_every_promise(one: Node, other: Node) -> str | None:
     """Whoever is open and not retired itself has promised what is complete anywhere (or was told at admission)."""
     if one.memory.universe != other.memory.universe or not opened(other):
@@ -127,22 +139,23 @@ def i11_the_retired_are_not_open(one: Node, other: Node) -> str | None:
 # --- all nodes ----------------------------------------------------------------------------------------------------
 
 
-def i4_a_leaver_leaves_nothing(nodes: tuple[Node, ...]) -> str | None:
-    """The newest register on any remaining disk never names one that left and was wiped: no block is lost. A gift that
-    its giver still waits to see confirmed is not lost: the giver takes it back when it hears of the good-bye."""
+def i4_no_block_is_lost(nodes: tuple[Node, ...]) -> str | None:
+    """The newest register on the disk of any member that is left never names one that left and was wiped or one that
+    was retired. A gift that its giver still waits to see confirmed is not lost: it takes it back at the good-bye."""
     wiped = {n.memory.me for n in nodes if n.condition == GONE}
+    wiped |= {x for n in nodes if n.memory.me not in wiped for x in n.disk.retired}
     if not wiped:
         return None
     newest: dict[Block, Register] = {}
     for node in nodes:
-        if node.condition != GONE and node.disk.gate != Gate.RETIRED:
+        if node.memory.me not in wiped:
             for block, register in node.disk.registers.items():
                 if block not in newest or register[:2] > newest[block][:2]:
                     newest[block] = register
-    owed = {(b, r) for n in nodes if n.condition != GONE for b, r in n.disk.owed.items()}
+    owed = {(b, r) for n in nodes if n.memory.me not in wiped for b, r in n.disk.owed.items()}
     for block, register in newest.items():
         if register.owner in wiped and (block, register) not in owed:
-            return f"I4 block {block} left with {register.owner.decode()}: {show(register)}"
+            return f"I4 block {block} is lost with {ids([register.owner])}: {show(register)}"
     return None
 
 
@@ -183,12 +196,31 @@ def i9_only_the_open_open_others(sender: Node, message: Message) -> str | None:
     return None
 
 
+def r9_a_taken_block_counts_the_retired(sender: Node, message: Message) -> str | None:
+    if isinstance(message.body, Tell) and message.body.knowledge.retired and sender.memory.gate in OPEN_GATES:
+        for block, register in message.body.knowledge.registers.items():
+            if register.issuer == sender.memory.me and register.gen < len(sender.memory.retired):
+                return f"R9 {name(sender)} took block {block} at {show(register)} with more retired than that"
+    return None
+
+
+def r9_nobody_is_retired_twice(before: State, event: object, victims: frozenset[bytes]) -> str | None:
+    """At the moment when a round completes."""
+    known = before.retired
+    if isinstance(event, Receive) and isinstance(event.message.body, Promise):
+        known |= event.message.body.knowledge.retired
+    again = victims & known
+    return f"R9 {ids([before.me])} retired {ids(again)} again" if again else None
+
+
 def r3_gifts_go_to_members(sender: Node, message: Message) -> str | None:
     """From an open gate, to somebody admitted (or a slot's owner); R3, R7 and R11."""
     if isinstance(message.body, Tell):
         for block, register in message.body.knowledge.registers.items():
             if register.issuer != sender.memory.me or register.owner == sender.memory.me:
                 continue
+            if register.owner in sender.memory.promised and sender.memory.gate != Gate.LEFT:
+                return f"R7 {name(sender)} gave block {block} to a victim: {show(register)}"
             if register.owner not in sender.memory.members or sender.memory.gate not in (Gate.OPEN, Gate.LEFT):
                 return f"R3 {name(sender)} ({sender.memory.gate.name}) gave block {block} to {show(register)}"
     return None
@@ -216,16 +248,18 @@ TWO: tuple[Callable[[Node, Node], str | None], ...] = (
     i1_no_address_twice,
     i2_nobody_overrides_a_live_owner,
     i3_one_epoch_one_owner,
+    i10_a_promise_counts_once,
     i10_a_retirement_has_every_promise,
     i11_the_retired_are_not_open,
 )
-ALL: tuple[Callable[[tuple[Node, ...]], str | None], ...] = (i4_a_leaver_leaves_nothing,)
+ALL: tuple[Callable[[tuple[Node, ...]], str | None], ...] = (i4_no_block_is_lost,)
 SENT: tuple[Callable[[Node, Message], str | None], ...] = (
     i7_a_grant_is_on_disk_before_it_is_sent,
     i8_only_an_empty_block_is_given,
     i9_only_the_open_open_others,
     i10_a_promise_is_whole,
     r3_gifts_go_to_members,
+    r9_a_taken_block_counts_the_retired,
     r12_nothing_is_said_after_the_wipe,
     r10_a_message_names_the_life_it_comes_from,
 )

@@ -83,6 +83,14 @@ APART = _world("2 universes", nodes=2, apart=True, hellos=2, joins=1)
 FOUR = _world("4 nodes, a gift, a retirement", nodes=4, wants=1, grants=1, rounds=1, without=WHOLE_ACK)
 FIVE = _world("5 nodes, a gift, a retirement, one machine may fail", nodes=5, wants=1, grants=1, rounds=1,
               stay=frozenset({1, 2, 3, 4}), retirers=frozenset({1}))  # fmt: skip
+PAIR = _world("4 nodes, a retirement of two, 2 boots", nodes=4, rounds=1, boots=2, retirers=frozenset({1}),
+              stay=frozenset({1, 2}))  # fmt: skip
+TWO_OPERATORS = _world("4 nodes, 3 retirements by two operators", nodes=4, rounds=3, aborts=1, idle=frozenset({0, 3}),
+                       stay=frozenset({1, 2, 3}))  # fmt: skip
+LATE_JOIN = _world("3 members and a joiner, a gift, a retirement, acks may be partial", nodes=4, members=3, joins=1, wants=1,
+                   rounds=1, stay=frozenset({1, 2, 3}), retirers=frozenset({2}), without=WHOLE_ACK)  # fmt: skip
+NEIGHBOURS = _world("2 nodes of one universe, one of another", members=2, apart=True, wants=1)
+LATER_GEN = _world("3 nodes, a retirement, a history", rounds=1, first_gen=3)
 HALF_ACK = _world("2 members and a joiner, acks may be partial", members=2, joins=1, wants=1, rounds=1, without=WHOLE_ACK)
 PARTIAL = _world("3 nodes, 2 retirements, a boot, acks may be partial", rounds=2, boots=1, wants=1, grants=1, without=WHOLE_ACK)
 
@@ -106,26 +114,27 @@ MUTANTS = tuple(
         ("R4 every member", "retirement", "if missing or", "if", ROUND),
         ("R4 all, not a majority", "retirement", "if missing or", "if 2 * len(current.acks) <= len(electorate(state)) or", FIVE),
         ("R4 members only ackers know", "retirement", "merge(state, body.knowledge, out)",
-         "merge(state, body.knowledge, out)._replace(members=state.members, proposed=state.proposed)", JOIN),
+         "merge(state, body.knowledge, out)._replace(members=state.members, proposed=state.proposed)", LATE_JOIN),
         ("R4 the promise is durable", "retirement", "    state = _promise(state, body.round, victims, out)\n    send(", "    send(", ROUND),
         ("R5 registers", "retirement", ACK, "Promise(body.round, knowledge_of(state._replace(registers=FrozenMap())))", FOUR),
         ("R5 members", "retirement", ACK,
-         "Promise(body.round, knowledge_of(state._replace(members=frozenset(), proposed=frozenset())))", HALF_ACK),
+         "Promise(body.round, knowledge_of(state._replace(members=frozenset(), proposed=frozenset())))", LATE_JOIN),
         ("R5 incarnations", "retirement", ACK, "Promise(body.round, knowledge_of(state._replace(incarnations=FrozenMap())))", ROUND),
-        ("R5 retirements", "retirement", ACK, "Promise(body.round, knowledge_of(state._replace(retired=frozenset())))", ROUNDS),
+        ("R5 retirements", "retirement", ACK, "Promise(body.round, knowledge_of(state._replace(retired=frozenset())))", TWO_OPERATORS),
         ("R6 one open round", "retirement", "if lock is None or", "if True or", ROUNDS_BOOT),
-        ("R6 the coordinator too", "retirement", "    if holder is not None:\n        return Refused", "    if False:\n        return Refused", ROUNDS_BOOT),
-        ("R6 superseded with its coordinator", "retirement", "lock.coordinator in victims:", "lock.coordinator != state.me:", ROUNDS_BOOT),
-        ("R6 an old good-bye frees no new round", "retirement", "and lock.number <= closed.number]", "]", _world("x", rounds=3, boots=1)),
+        ("R6 the coordinator too", "retirement", "    if holder is not None:\n        return Refused", "    if False:\n        return Refused", TWO_OPERATORS),
+        ("R6 superseded with its coordinator", "retirement", "lock.coordinator in victims:", "lock.coordinator != state.me:", TWO_OPERATORS),
+        ("R6 an old good-bye frees no new round", "retirement", "and lock.number <= closed.number]", "]", TWO_OPERATORS),
         ("R7 no value by the victim", "knowledge", "or value.issuer in state.promised:", "or False:", ROUND),
         ("R7 no gate for the victim", "gate", "if m.sender in state.promised or", "if", ROUND),
-        ("R7 no gift to the victim", "donation", "voters(state) - state.promised\n    if", "voters(state)\n    if", ROUNDS),
-        ("R7 NACK if seen since", "retirement", "or state.incarnations.get(victim, 0) > named:", "or False:", ROUND),
-        ("R7 the coordinator saw it", "retirement", "if state.incarnations.get(v, 0) > current.victims[v])", "if False)", ROUND),
+        ("R7 no gift to the victim", "donation", "voters(state) - state.promised\n    if", "voters(state)\n    if",
+         _world("3 nodes, a gift asked for by the victim", owners=(1,), wants=1, rounds=1, retirers=frozenset({2}),
+                forget=False)),
+        ("R7 NACK if seen since", "retirement", "if state.incarnations.get(v, 0) > named or v", "if v", ROUND),
         ("R8 at most half", "retirement", "return 2 * len(victims) <= len(voters(state))", "return True", HALF),
-        ("R9 gen exceeds all merged", "retirement", "gen = max(1 + max((r.gen for r in view.values()), default=0), len(gone))", "gen = len(gone)", ROUNDS),
-        ("R9 gen counts the retired", "retirement", "default=0), len(gone))", "default=0), 0)", ROUNDS_BOOT),
-        ("R9 twice is once", "retirement", "victims = frozenset(current.victims) - state.retired", "victims = frozenset(current.victims)", ROUNDS_BOOT),
+        ("R9 gen exceeds all merged", "retirement", "gen = max(1 + max((r.gen for r in view.values()), default=0), len(gone))", "gen = len(gone)", LATER_GEN),
+        ("R9 gen counts the retired", "retirement", "default=0), len(gone))", "default=0), 0)", PAIR),
+        ("R9 twice is once", "retirement", "return frozenset(victims) - state.retired", "return frozenset(victims)", ROUNDS),
         ("R10 every message", "ownership", "state = heard_of(state, m.sender, m.incarnation)", "pass", ROUND),
         ("R10 a question too", "ownership", "state = heard_of(state, m.sender, m.incarnation)",
          "state = state if isinstance(m.body, SyncAsk) else heard_of(state, m.sender, m.incarnation)", ROUND),
@@ -136,19 +145,19 @@ MUTANTS = tuple(
         ("R11 an older store", "gate", "    if store_older:\n        return Gate.RESTORED\n", "", OLDER),
         ("R11 gated stays gated", "gate", "        return state.gate\n    return Gate.OPEN", "        return Gate.OPEN\n    return Gate.OPEN",
          _world("3 nodes, a retirement, a boot, a restart", rounds=1, boots=1, restarts=1)),
-        ("R11 only the open open", "gate", "if body.open:", "if True:", HALF),
-        ("R11 a majority meets", "gate", "if 2 * len(present) > len(electorate(state)):", "if present:", HALF),
+        ("R11 only the open open", "gate", "if body.open:", "if True:", PAIR),
+        ("R11 a majority meets", "gate", "if 2 * len(present) > len(electorate(state)):", "if present:", PAIR),
         ("R11 alone is alone", "gate", "if electorate(state) == {state.me} else", "if len(electorate(state)) < 3 else",
          _world("2 nodes, a retirement, a boot", nodes=2, rounds=1, boots=1)),
         ("R11 gated allocates nothing", "donation", "elif not issuing(state):", "elif False:", ROUND),
-        ("R11 ungate lets nobody in", "gate", "opener = state.gate == Gate.OPEN", "opener = state.gate != Gate.CLOSED", UNGATE),
+        ("R11 ungate lets nobody in", "gate", "opener = state.gate == Gate.OPEN", "opener = state.gate != Gate.CLOSED", _world("3 nodes, 2 boots, the operator opens", boots=2, ungates=1)),
         ("R11 ungate gives nothing", "donation", "if state.gate != Gate.OPEN or m.sender", "if not issuing(state) or m.sender", UNGATE),
         ("R12 every block", "donation", "mine = owned(state)", "mine = owned(state)[1:]", LEAVE),
         ("R12 wait for the receivers", "donation", "        if state.owed:", "        if False:", LEAVE),
         ("R12 the last word tells all", "donation", "Knowledge(registers=state.registers, members", "Knowledge(members", LEAVE_RETIRE),
         ("R12 word before wipe", "donation", "    out.append(Wipe())\n    return state", "    out.insert(0, Wipe())\n    return state", LEAVE),
         ("R12 not with pods", "donation", "or state.used or state.cooling:\n        out.append(Refused(\"leaving", "or False:\n        out.append(Refused(\"leaving", LEAVE),
-        ("universes do not merge", "ownership", "if m.universe != state.universe:", "if m.universe is None:", APART),
+        ("universes do not merge", "ownership", "if m.universe != state.universe:", "if m.universe is None:", NEIGHBOURS),
         ("a used universe stays", "admission", "and not (state.used or", "and not (", APART),
     )
 )  # fmt: skip

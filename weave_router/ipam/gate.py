@@ -31,7 +31,10 @@ def boot(state: State, event: Boot, out: Out) -> State:
         nonce=event.nonce,
         met=frozenset(),
     )
-    if not same_boot:  # the pods died with the machine; cooling applies, and its time begins again
+    if same_boot:  # what lives although the store does not know it is entered as used, if it is ours
+        mine = frozenset(b for b in event.live if b in state.registers and state.registers[b].owner == state.me)
+        state = state._replace(used=state.used | mine)
+    else:  # the pods died with the machine; cooling applies, and its time begins again
         state = state._replace(used=frozenset(), cooling=state.cooling | state.used)
     state = state._replace(gate=_gate_after_boot(state, same_boot, event.store_older))
     ask(state, out)
@@ -65,7 +68,7 @@ def on_sync_ask(state: State, m: Message, body: SyncAsk, out: Out) -> State:
 
 def on_sync_answer(state: State, m: Message, body: SyncAnswer, out: Out) -> State:
     state = merge(state, body.knowledge, out)
-    if state.gate != Gate.CLOSED or state.me in state.promised or m.sender in state.promised:
+    if state.gate != Gate.CLOSED or m.sender in state.promised:
         return state
     if body.open:
         return state._replace(gate=Gate.OPEN)

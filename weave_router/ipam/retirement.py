@@ -6,6 +6,8 @@ time; the driver repeats the question (``Retry``). Called by ``ownership.step`` 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .knowledge import EVERYBODY, Out, electorate, issuing, knowledge_of, merge, restamp, send, voters
 from .values import (
     Abort,
@@ -31,7 +33,7 @@ from .values import (
 
 
 def on_retire(state: State, event: Retire, out: Out) -> State:
-    victims = event.victims - state.retired
+    victims = _fresh(state, event.victims)
     reason = _refusal(state, victims)
     if reason is not None:
         out.append(reason)
@@ -43,6 +45,11 @@ def on_retire(state: State, event: Retire, out: Out) -> State:
     state = _promise(state, opened.id, victims, out)
     ask(state, out)
     return state
+
+
+def _fresh(state: State, victims: Iterable[NodeId]) -> frozenset[NodeId]:
+    """Retiring the retired is a no-op (R9)."""
+    return frozenset(victims) - state.retired
 
 
 def _refusal(state: State, victims: frozenset[NodeId]) -> Refused | None:
@@ -78,6 +85,11 @@ def _holder(state: State, asking: RoundId, victims: frozenset[NodeId]) -> RoundI
     return None
 
 
+def _returned(state: State, victims: FrozenMap[NodeId, int]) -> frozenset[NodeId]:
+    """Victims seen in a later life than the round names, or alive here: the operator's promise does not hold (R7)."""
+    return frozenset(v for v, named in victims.items() if state.incarnations.get(v, 0) > named or v == state.me)
+
+
 def _promise(state: State, round_id: RoundId, victims: frozenset[NodeId], out: Out) -> State:
     """R7: from here on no value issued by them, no gate opened for them, no block given to them."""
     state = state._replace(
@@ -96,13 +108,10 @@ def on_retire_ask(state: State, m: Message, body: RetireAsk, out: Out) -> State:
     victims = frozenset(body.victims)
     if not issuing(state) or m.sender in state.promised or m.sender not in voters(state):
         return state
-    if victims <= state.retired:
-        send(state, out, m.sender, Nack(body.round))
+    returned = _returned(state, body.victims)
+    if returned:
+        send(state, out, m.sender, Nack(body.round, returned=min(returned)))
         return state
-    for victim, named in sorted(body.victims.items()):
-        if victim == state.me or state.incarnations.get(victim, 0) > named:
-            send(state, out, m.sender, Nack(body.round, returned=victim))
-            return state
     holder = _holder(state, body.round, victims)
     if holder is not None:
         send(state, out, m.sender, Nack(body.round, holder=holder))
@@ -125,8 +134,6 @@ def on_nack(state: State, m: Message, body: Nack, out: Out) -> State:
         out.append(Refused("another round is open", frozenset({body.holder.coordinator})))
     elif body.returned is not None:
         out.append(Refused("the machine was seen alive", frozenset({body.returned})))
-    else:
-        out.append(Refused("already retired"))
     return abort(state, out)
 
 
@@ -167,10 +174,10 @@ def continue_round(state: State, out: Out) -> State:
     current = state.round
     if current is None or not issuing(state):
         return state
-    victims = frozenset(current.victims) - state.retired
-    if not victims:  # retiring the retired is a no-op (R9)
+    victims = _fresh(state, current.victims)
+    if not victims:  # another round did it
         return abort(state, out)
-    returned = frozenset(v for v in victims if state.incarnations.get(v, 0) > current.victims[v])
+    returned = _returned(state, current.victims.without(state.retired))
     if returned:
         out.append(Refused("the machine was seen alive", returned))
         return abort(state, out)
@@ -194,10 +201,11 @@ def _complete(state: State, current: Round, victims: frozenset[NodeId], out: Out
     """Take what the retired own by the newest word of all that are left, and what only the retired say that somebody
     else owns: its owner would have said so itself (R5, and members re-stamp when they promise)."""
     gone = state.retired | victims
+    ownerless = gone | (state.left - state.promised)  # a leaver's last word was heard, and yet it seems to own this
     view = _newest(current.reported, state.registers)
     gen = max(1 + max((r.gen for r in view.values()), default=0), len(gone))
     taken = FrozenMap(
-        {b: Register(gen, 0, state.me, state.me) for b, r in view.items() if r.owner in gone or r.issuer in gone}
+        {b: Register(gen, 0, state.me, state.me) for b, r in view.items() if r.owner in ownerless or r.issuer in gone}
     )
     state = state._replace(
         registers=state.registers.with_items(taken),

@@ -221,7 +221,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Nack:
-    """``holder``: the round promised to already. ``returned``: a victim seen alive since. Neither: all are retired."""
+    """``holder``: the round promised to already. ``returned``: a victim seen alive since."""
 
     round: RoundId
     holder: RoundId | None = None
@@ -254,12 +254,14 @@ Body = (
 @dataclass(frozen=True, slots=True)
 class Boot:
     """A start of the daemon, applied to what the store holds. ``boot_id`` is the kernel's; ``store_older``: the run
-    directory remembers a newer store of this same boot; ``nonce`` must be fresh."""
+    directory remembers a newer store of this same boot; ``nonce`` must be fresh; ``live``: blocks that the bridge's
+    ports show in use."""
 
     boot_id: Hashable
     incarnation: int
     nonce: int
     store_older: bool = False
+    live: frozenset[Block] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
