@@ -21,8 +21,10 @@ class Iperf:
     lost: int = 0
 
 
-def iperf(source: Namespace, sink: Namespace, to: str, *, seconds: float = 2, udp_mbit: int = 0, size: int = 0) -> Iperf:
-    """One run of one stream; UDP at ``udp_mbit`` where that is not 0, ``size`` bytes a datagram or write (0: default)."""
+def iperf(
+    source: Namespace, sink: Namespace, to: str, *, seconds: float = 2, udp_mbit: int = 0, size: int = 0
+) -> Iperf:
+    """One run of one stream; UDP at ``udp_mbit`` where that is not 0, ``size`` bytes each where that is not 0."""
     server = sink.popen(["iperf3", "-s", "-1", "-p", str(PORT), "--forceflush"])
     try:
         assert server.stdout is not None

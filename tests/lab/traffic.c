@@ -4,7 +4,7 @@
  *   tcp-recv  tcp-send      a seeded stream in 64 KiB blocks, each ending in its own hash; both sides hash the whole
  *   udp-recv  udp-send      datagrams of random sizes, paced, each with number, length, send time and its own hash
  *   stream-send             to udp-recv: small and full-size datagrams in turn, one every interval
- *   mcast-recv mcast-send   udp-recv and udp-send on a group
+ *   mcast-recv mcast-send   udp-recv and udp-send on a group (--enough N: end once N different ones came)
  *   pps-recv  pps-send      a flood of small datagrams, counted only
  *   echo      rtt           ping-pong of one datagram
  *   selftest                known answers of the hash
@@ -49,7 +49,7 @@ enum {
 struct options {
     const char *mode, *to, *bind, *group, *interface;
     int port, min_size, max_size, small, full, flows;
-    uint64_t bytes, count, seed;
+    uint64_t bytes, count, seed, enough;
     double rate, pps, seconds, timeout, interval;
 };
 
@@ -478,7 +478,7 @@ static int udp_recv(const struct options *o)
     uint64_t end_at = 0, first = 0;
     bool timed_out = false;
     ready();
-    while (!stopped) {
+    while (!stopped && !(o->enough && t.unique >= o->enough)) {
         double patience = end_at ? (double)END_LINGER_MS / 1e3 : o->timeout;
         if (!wait_readable(fd, patience)) { timed_out = !end_at && !stopped; break; }
         ssize_t n = recv(fd, datagram, sizeof datagram, 0);
@@ -611,12 +611,13 @@ static int rtt(const struct options *o)
 
 static void parse(struct options *o, int argc, char **argv)
 {
-    enum { TO = 1, BIND, PORT, BYTES, COUNT, SEED, RATE, PPS, SECONDS, TIMEOUT, INTERVAL, MIN, MAX, SMALL, FULL, FLOWS, GROUP, IFACE };
+    enum { TO = 1, BIND, PORT, BYTES, COUNT, SEED, RATE, PPS, SECONDS, TIMEOUT, INTERVAL, MIN, MAX, SMALL, FULL, FLOWS, GROUP, IFACE, ENOUGH };
     static const struct option names[] = {
         {"to", 1, 0, TO}, {"bind", 1, 0, BIND}, {"port", 1, 0, PORT}, {"bytes", 1, 0, BYTES}, {"count", 1, 0, COUNT},
         {"seed", 1, 0, SEED}, {"rate", 1, 0, RATE}, {"pps", 1, 0, PPS}, {"seconds", 1, 0, SECONDS}, {"timeout", 1, 0, TIMEOUT},
         {"interval", 1, 0, INTERVAL}, {"min-size", 1, 0, MIN}, {"max-size", 1, 0, MAX}, {"small", 1, 0, SMALL}, {"full", 1, 0, FULL},
-        {"flows", 1, 0, FLOWS}, {"group", 1, 0, GROUP}, {"interface", 1, 0, IFACE}, {0},
+        {"flows", 1, 0, FLOWS}, {"group", 1, 0, GROUP}, {"interface", 1, 0, IFACE},
+        {"enough", 1, 0, ENOUGH}, {0},
     };
     int c;
     while ((c = getopt_long(argc, argv, "", names, NULL)) > 0)
@@ -638,6 +639,7 @@ static void parse(struct options *o, int argc, char **argv)
         case FULL: o->full = atoi(optarg); break;
         case FLOWS: o->flows = atoi(optarg); break;
         case GROUP: o->group = optarg; break;
+        case ENOUGH: o->enough = strtoull(optarg, NULL, 0); break;
         case IFACE: o->interface = optarg; break;
         default: exit(2);
         }
