@@ -68,8 +68,9 @@ class Engine:
 
     # -- start and stop -----------------------------------------------------------------------------------------
     def start(self, tap_fds: Sequence[int], udp_fds: Sequence[int], *, vnet_hdr: int, tap_csum: bool, tap_tso: bool,
-              tap_uso: bool) -> None:
-        """Borrow the descriptors (one of each per worker) and start the workers. ``vnet_hdr``: 10 or 12."""
+              tap_uso: bool, steered: bool = ...) -> None:
+        """Borrow the descriptors (one of each per worker) and start the workers. ``vnet_hdr``: 10 or 12.
+        ``steered``: a program keeps flows on their TAP queue; else they are written through the queue of their hash."""
     def stop(self) -> None:
         """Stop and join the workers; descriptors stay open and are the caller's. Idempotent."""
     def events(self, limit: int = ...) -> list[tuple[object, ...]]: ...
@@ -124,7 +125,7 @@ class Engine:
         """Learned stations outside the universe: (mac, slot, age in ms)."""
     def trace(self) -> list[tuple[int, int, int, int, int]]:
         """The last events of every worker: (ns, worker, what, a, b)."""
-    def capture_start(self, *, slot: int = ..., number: int = ..., snap: int = ...) -> None:
+    def capture_start(self, *, slot: int | None = ..., number: int | None = ..., snap: int = ...) -> None:
         """Copy inner frames (of one node, or of one host number) to the capture ring; one capture at a time."""
     def capture_read(self) -> list[tuple[int, int, int, bytes]]:
         """(ns CLOCK_REALTIME, direction 0 to peer / 1 from peer, original length, frame)."""

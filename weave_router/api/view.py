@@ -1,0 +1,308 @@
+"""From what the rooms say of themselves to the sections of the status page. Reads, changes nothing.
+
+``View`` holds references to the parts of a running router and builds the structs of schema.py when somebody asks.
+router.py adds the commands to it, which makes the RouterApi whole; knows no HTTP.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from weave_router.api import schema
+from weave_router.cni.attachments import Attachments
+from weave_router.config import LaunchConfig
+from weave_router.fastpath import engine as fastpath
+from weave_router.host import kernel_driver
+from weave_router.ipam.number import Universe
+from weave_router.mesh.core import Mesh
+from weave_router.mesh.events import LinkStatus, MeshStatus, TargetStatus
+from weave_router.mesh.record import FLAG_NAT, FLAG_PLAINTEXT, Endpoint, Record
+from weave_router.mesh.routes import Routes
+from weave_router.mesh.status import REASONS
+from weave_router.reasons import Reason, text_of
+from weave_router.tunnel.driver import TunnelDriver
+from weave_router.tunnel.state import State
+from weave_router.tunnel.status import ConnectionStatus
+from weave_router.tunnel.token import TokenSet
+
+_HEADERS = {4: 28, 6: 48}  # outer IP and UDP
+_TARGET_STATES: Mapping[str, schema.ConnectionState] = {
+    "waiting": "connecting", "connecting": "connecting", "connected": "established", "retrying": "retrying",
+    "self": "self",
+}  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """What a running router is made of, as far as the page shows it."""
+
+    config: LaunchConfig
+    node_id: bytes
+    incarnation: int
+    started_at: float
+    universe: Universe
+    pod_mtu: int
+    engine: fastpath.Engine
+    tunnel: TunnelDriver
+    mesh: Mesh
+    routes: Routes
+    attachments: Attachments
+    tokens: TokenSet
+    terminations: dict[str, int]
+    counts: Callable[[], Mapping[str, int]]
+    warnings: list[str]
+
+
+def endpoint_text(endpoint: Endpoint | None) -> str:
+    if endpoint is None:
+        return ""
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class View:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def set_tokens(self, tokens: TokenSet) -> None:
+        self._parts.tokens = tokens
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def _record(self, node_id: bytes) -> Record | None:
+        signed = self._parts.mesh.table.get(node_id)
+        return signed.record if signed else None
+
+    def name_of(self, node_id: bytes) -> str:
+        record = self._record(node_id)
+        return record.name if record else node_id.hex()[:12]
+
+    # -- the router itself -------------------------------------------------------------------------------------------
+
+    def service(self) -> schema.Service:
+        parts, config = self._parts, self._parts.config
+        ciphers = ", ".join(f"{name} ({fastpath.CIPHERS[suite]})" for suite, name in
+                            ((fastpath.SUITE_AESGCM, "aes-256-gcm"), (fastpath.SUITE_CHACHAPOLY, "chacha20-poly1305"))
+                            if suite in fastpath.CIPHERS)
+        return schema.Service(
+            version=parts.mesh.config.version, id=parts.node_id.hex(), name=config.name, nickname=config.nickname,
+            incarnation=parts.incarnation, started_at=parts.started_at, uptime=time.time() - parts.started_at,
+            host=config.host, port=config.port, encryption=schema.PLAINTEXT if config.plaintext else ciphers,
+            discovery=not config.no_discovery, trusted_subnets=config.trusted_subnets, pod_mtu=parts.pod_mtu,
+            bridge=config.bridge, domain=parts.tokens.domain.hex(), refused=tuple(sorted(config.refuse)),
+        )
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    def connections(self) -> tuple[schema.Connection, ...]:
+        mesh = self._parts.mesh.status()
+        links = {link.node_id: link for link in mesh.links}
+        peers = [self._connection(status, links.get(status.node_id)) for status in self._parts.tunnel.status()]
+        known = {status.node_id for status in self._parts.tunnel.status()}
+        others = [self._from_target(target) for target in mesh.targets
+                  if target.node_id is None or target.node_id not in known]
+        return (*peers, *others)
+
+    def _connection(self, status: ConnectionStatus, link: LinkStatus | None) -> schema.Connection:
+        record = self._record(status.node_id)
+        remote = status.remote or (link.remote if link else None) or (record.endpoints[0] if record and record.endpoints
+                                                                      else None)
+        inbound = status.initiator is False if link is None else not link.initiator
+        encrypted = schema.PLAINTEXT if status.plaintext else status.cipher
+        headers = _HEADERS[6 if remote and ":" in remote[0] else 4]
+        return schema.Connection(
+            encryption=encrypted, state=_state_of(status, link), address=endpoint_text(remote),
+            direction="inbound" if inbound else "outbound", peer=status.node_id.hex(),
+            nickname=self.name_of(status.node_id), link="up" if link else "down", data=str(status.state),
+            path="direct" if status.remote else "", path_mtu=status.mtu + headers if status.mtu else None,
+            pod_mtu=record.pod_mtu if record else None, rtt=status.rtt if status.rtt is not None else
+            (link.rtt if link else None), tx_packets=status.tx_packets, tx_bytes=status.tx_bytes,
+            rx_packets=status.rx_packets, rx_bytes=status.rx_bytes, since=_unix(status.since),
+            reason=status.reason.value if status.reason else "", detail=_sentence(status.reason),
+        )
+
+    def _from_target(self, target: TargetStatus) -> schema.Connection:
+        own = target.state == "self"
+        return schema.Connection(
+            encryption="", state=_TARGET_STATES.get(target.state, "connecting"), address=target.text,
+            direction="outbound", reason=Reason.SELF.value if own else "", detail=self._target_detail(target),
+            peer=target.node_id.hex() if target.node_id else "", retry_at=self._mesh_time(target.retry_at),
+        )
+
+    def _target_detail(self, target: TargetStatus) -> str:
+        if target.state == "self":
+            return text_of(Reason.SELF)
+        return REASONS.get(target.reason, target.reason)
+
+    def _mesh_time(self, at: float | None) -> float | None:
+        """The mesh runs on the loop's clock, which is CLOCK_MONOTONIC."""
+        return None if at is None else time.time() + at - time.monotonic()
+
+    def targets(self) -> tuple[schema.Target, ...]:
+        return tuple(
+            schema.Target(address=target.text, state=_TARGET_STATES.get(target.state, "connecting"),
+                          peer=target.node_id.hex() if target.node_id else "", detail=self._target_detail(target))
+            for target in self._parts.mesh.status().targets
+        )
+
+    # -- peers -------------------------------------------------------------------------------------------------------
+
+    def peers(self) -> tuple[schema.Peer, ...]:
+        mesh = self._parts.mesh.status()
+        return tuple(self._peer(signed.node_id, signed.record, mesh) for signed in self._parts.mesh.table)
+
+    def _peer(self, node_id: bytes, record: Record, mesh: MeshStatus) -> schema.Peer:
+        return schema.Peer(
+            id=node_id.hex(), nickname=record.name, incarnation=record.incarnation, seq=record.seq,
+            version=record.version, addresses=tuple(endpoint_text(e) for e in record.endpoints),
+            reachable=node_id in mesh.reachable or node_id == self._parts.node_id, pod_mtu=record.pod_mtu,
+            plaintext=bool(record.flags & FLAG_PLAINTEXT), behind_nat=bool(record.flags & FLAG_NAT),
+            prefixes=tuple(f"{IPv4Address(p.number)}/{p.prefix_len}" for p in record.prefixes),
+            token_sending=f"{record.token_sent:08x}",
+            tokens_accepted=tuple(f"{token:08x}" for token in record.tokens_accepted),
+            links=tuple(self._peer_link(link.node_id, link.rtt) for link in record.links),
+        )
+
+    def _peer_link(self, node_id: bytes, code: int) -> schema.PeerLink:
+        record = self._record(node_id)
+        address = endpoint_text(record.endpoints[0]) if record and record.endpoints else ""
+        return schema.PeerLink(peer=node_id.hex(), nickname=self.name_of(node_id), address=address,
+                               rtt=1.25**code / 1e6 if code else None)
+
+    # -- addresses ---------------------------------------------------------------------------------------------------
+
+    def ipam(self) -> schema.Ipam:
+        parts = self._parts
+        return schema.Ipam(
+            range=str(parts.universe.range_v4), range_ipv6=str(parts.universe.network_v6),
+            default_subnet=str(parts.universe.range_v4), bridge_address=parts.config.bridge_address,
+            attachments=tuple(self._attachments()), blocks=tuple(self._blocks()), conflicts=tuple(self._conflicts()),
+        )
+
+    def _attachments(self) -> Iterable[schema.Attachment]:
+        for held in self._parts.attachments.all():
+            number = held.numbers[0]
+            yield schema.Attachment(
+                container_id=held.container, ifname=held.ifname, address=f"{IPv4Address(number)}/{held.prefix_len}",
+                ipv6=f"{self._parts.universe.ipv6_of(number)}/96", mac=held.mac.hex(":"),
+                netns=f"inode {held.netns_inode}", port=held.host_ifname,
+            )
+
+    def _blocks(self) -> Iterable[schema.Block]:
+        reachable = self._parts.mesh.status().reachable
+        for signed in self._parts.mesh.table:
+            networks = [IPv4Network((p.number, p.prefix_len)) for p in signed.record.prefixes]
+            if networks:
+                yield schema.Block(
+                    peer=signed.node_id.hex(), nickname=signed.record.name, prefixes=tuple(map(str, networks)),
+                    addresses=sum(network.num_addresses for network in networks),
+                    reachable=signed.node_id in reachable or signed.node_id == self._parts.node_id,
+                )
+
+    def _conflicts(self) -> Iterable[schema.AddressConflict]:
+        for conflict in self._parts.routes.conflicts():
+            yield schema.AddressConflict(
+                address=f"{IPv4Address(conflict.number)}/{conflict.prefix_len}", owner=self.name_of(conflict.holder),
+                others=tuple(self.name_of(node_id) for node_id in conflict.others),
+            )
+
+    # -- the fast path -----------------------------------------------------------------------------------------------
+
+    def workers(self) -> tuple[schema.Worker, ...]:
+        return tuple(
+            schema.Worker(
+                index=index, counters=c, bundle_fill=_ratio(c["bundled_frames"], c["bundles"]),
+                segments_per_send=_ratio(c["datagrams_sent"], c["sends"]),
+                segments_per_receive=_ratio(c["datagrams_received"], c["receives"]),
+                segments_per_write=_ratio(c["frames_out"], c["tap_writes"]),
+            )
+            for index, c in enumerate(self._parts.engine.worker_counters())
+        )
+
+    def drops(self) -> dict[str, int]:
+        return self._parts.engine.drops() | kernel_driver.drops(self._parts.config.tap)
+
+    def counters(self) -> dict[str, int]:
+        mesh = self._parts.mesh.status()
+        figures = dict(self._parts.engine.counters())
+        figures |= {f"mesh {name}": count for name, count in mesh.counters.items()}
+        figures |= {f"strangers {stranger.reason}": stranger.count for stranger in mesh.strangers}
+        figures |= {f"tunnel {name}": count for name, count in self._parts.counts().items()}
+        figures["connection_terminations"] = sum(self._parts.terminations.values())
+        return figures
+
+    def trace(self) -> Sequence[tuple[int, ...]]:
+        return self._parts.engine.trace()
+
+    def tables(self) -> dict[str, Sequence[Any]]:
+        parts = self._parts
+        return {
+            "stations": [(mac.hex(":"), slot, age) for mac, slot, age in parts.engine.stations()],
+            "outside": [(node.hex(), [f"{IPv4Address(n)}/{length}" for n, length in keys])
+                        for node, keys in parts.routes.outside().items()],
+            "sessions": [(s.node_id.hex(), s.slot, str(s.state), s.epoch, s.sessions, s.handshakes, s.natted)
+                         for s in parts.tunnel.status()],
+        }
+
+    # -- tokens, warnings ----------------------------------------------------------------------------------------------
+
+    def tokens(self) -> schema.Tokens:
+        tokens = self._parts.tokens
+        return schema.Tokens(
+            sending=f"{tokens.first.id:08x}", accepted=tuple(f"{token.id:08x}" for token in tokens),
+            nodes=tuple(
+                schema.TokenUse(peer=signed.node_id.hex(), nickname=signed.record.name,
+                                sending=f"{signed.record.token_sent:08x}",
+                                accepted=tuple(f"{token:08x}" for token in signed.record.tokens_accepted))
+                for signed in self._parts.mesh.table
+            ),
+        )
+
+    def warnings(self) -> tuple[str, ...]:
+        mesh = self._parts.mesh.status()
+        found = list(self._parts.warnings)
+        if self._parts.config.plaintext:
+            found.append("--plaintext: the payload of pods is not encrypted")
+        if mesh.clone is not None:
+            found.append("another running node has this node's identity (a copied state directory): stop one "
+                         "of the two and remove its state directory")
+        for name, ids in mesh.duplicate_names.items():
+            found.append(f"{len(ids)} nodes are called {name}: commands need an id prefix to tell them apart")
+        for conflict in self._conflicts():
+            found.append(f"{conflict.address} is announced by {', '.join((conflict.owner, *conflict.others))}: "
+                         f"all nodes send to {conflict.owner}; detach it on the others")
+        for node_id, keys in self._parts.routes.outside().items():
+            found.append(f"node {self.name_of(node_id)} announces {len(keys)} addresses outside "
+                         f"{self._parts.universe.range_v4}: it was started with another --ipalloc-range")
+        found += [f"found changed and put back: {what}" for what in self._parts.attachments.mended]
+        return tuple(found + self._mtu_warnings())
+
+    def _mtu_warnings(self) -> list[str]:
+        own = self._parts.pod_mtu
+        return [f"node {signed.record.name} has pod MTU {signed.record.pod_mtu}, this node {own}: set one with --mtu"
+                for signed in self._parts.mesh.table if signed.record.pod_mtu not in (0, own)]
+
+
+def _state_of(status: ConnectionStatus, link: LinkStatus | None) -> schema.ConnectionState:
+    """Weave's words for both halves taken together."""
+    if status.state in (State.ESTABLISHED, State.SUSPECT) or (link is not None and status.state is State.IDLE):
+        return "established"
+    if status.state is State.CONNECTING:
+        return "pending"
+    return "failed" if status.state is State.FAILED and link is None else "retrying"
+
+
+def _sentence(reason: Reason | None) -> str:
+    return "" if reason is None else text_of(reason)
+
+
+def _unix(boottime: float | None) -> float | None:
+    if boottime is None:
+        return None
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + boottime
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(part / whole, 2) if whole else None

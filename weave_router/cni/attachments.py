@@ -1,0 +1,202 @@
+"""Which pods hang on this node's bridge, and how one comes and goes: store first, then the kernel, then the mesh.
+
+One attachment at a time per pod, pods side by side. Whatever fails is undone in reverse, and repeating a request that
+was carried out changes nothing. Knows no HTTP and no CNI words; router.py builds it, the handlers of attach.sock and of
+the API call it. The kernel's side is host/, this file decides order and refusals.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from weave_router.errors import UserError
+from weave_router.host.bridge import BridgePlan
+from weave_router.host.driver import Host
+from weave_router.host.netfilter import PortGuard
+from weave_router.host.pod import PodPlan, pod_plan
+from weave_router.store import Attachment
+
+
+class Records(Protocol):
+    """The part of ``Store`` that attachments need; called in the writer thread only."""
+
+    def attachments(self) -> tuple[Attachment, ...]: ...
+    def attachment_put(self, attachment: Attachment) -> None: ...
+    def attachment_delete(self, container: str, ifname: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class PodSettings:
+    """What all pods of this node share."""
+
+    universe_v4: IPv4Network
+    universe_v6: IPv6Network | None
+    bridge: BridgePlan
+    bridge_address: IPv4Address | None
+    mtu: int
+    boot_id: str
+    default_ipv6: bool = False
+    refuse: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One pod to attach. ``container``: unique on this node; the namespace's device and inode where nobody names it."""
+
+    container: str
+    ifname: str
+    address: IPv4Interface
+    netns_inode: int
+    netlink: int
+    netns: int
+
+
+class Attachments:
+    """``announce``: all host numbers of this node, after each change; raises ValueError when a record is full.
+    ``owner_of``: name of another node that announces a number, None where nobody does."""
+
+    def __init__(self, settings: PodSettings, *, host: Host, store: Records,
+                 in_writer: Callable[[Callable[[], object]], Awaitable[object]],
+                 announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None]) -> None:
+        self._settings = settings
+        self._host = host
+        self._store = store
+        self._in_writer = in_writer
+        self._announce = announce
+        self._owner_of = owner_of
+        self._held: dict[tuple[str, str], Attachment] = {}
+        self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self.mended: list[str] = []
+        """What was found changed at the bridge and put back, the latest last."""
+
+    # -- start -----------------------------------------------------------------------------------------------------
+
+    def standing_plans(self) -> list[PodPlan]:
+        """Plans of all attachments on record that this boot made; the kernel says which of them stand."""
+        return [self._plan_of(a) for a in self._store.attachments() if a.boot_id == self._settings.boot_id]
+
+    async def restore(self, standing: Iterable[PodPlan]) -> None:
+        """Take over pods that stand, forget the others: their namespaces ended with the boot or while we were away."""
+        ports = {(plan.attachment, plan.ifname): plan.port for plan in standing}
+        for attachment in self._store.attachments():
+            key = (attachment.container, attachment.ifname)
+            if key in ports:
+                self._held[key] = _on_port(attachment, ports[key])
+            else:
+                await self._in_writer(lambda key=key: self._store.attachment_delete(*key))  # type: ignore[misc]
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    def all(self) -> list[Attachment]:
+        return [self._held[key] for key in sorted(self._held)]
+
+    def numbers(self) -> list[int]:
+        return sorted(number for attachment in self._held.values() for number in attachment.numbers)
+
+    # -- attach ----------------------------------------------------------------------------------------------------
+
+    async def attach(self, wish: Wish) -> Attachment:
+        """Wire a pod. UserError with the way out; then nothing of it stays."""
+        key = (wish.container, wish.ifname)
+        lock = self._busy.setdefault(key, asyncio.Lock())
+        async with lock:
+            held = self._held.get(key)
+            if held is not None:
+                return self._same_again(held, wish)
+            self._refuse_taken(wish)
+            return await self._wire(key, wish)
+
+    def _same_again(self, held: Attachment, wish: Wish) -> Attachment:
+        if held.numbers[0] == int(wish.address.ip) and held.prefix_len == wish.address.network.prefixlen:
+            return held
+        raise UserError(
+            f"{wish.ifname} of this pod is attached with {IPv4Address(held.numbers[0])}/{held.prefix_len} already: "
+            f"detach it first"
+        )
+
+    def _refuse_taken(self, wish: Wish) -> None:
+        address = wish.address.ip
+        if address == self._settings.bridge_address:
+            raise UserError(f"{address} is the address of this node's bridge: choose another one")
+        network = self._settings.universe_v4
+        if address in (network.network_address, network.broadcast_address):
+            raise UserError(f"{address} is the first or last address of {network}, which are reserved: choose another")
+        owner = self._owner_of(int(address))
+        if owner is not None:
+            raise UserError(f"{address} belongs to node {owner}: choose another one, or detach it there first")
+
+    async def _wire(self, key: tuple[str, str], wish: Wish) -> Attachment:
+        plan = self._plan(wish.container, wish.ifname, wish.address)
+        attachment = Attachment(wish.container, wish.ifname, (int(wish.address.ip),), wish.address.network.prefixlen,
+                                wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac))
+        await self._in_writer(lambda: self._store.attachment_put(attachment))
+        try:
+            attached, mended = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns)
+        except BaseException:
+            await asyncio.shield(self._forget(key))
+            raise
+        self._note(mended)
+        self._held[key] = _on_port(attachment, attached.port)
+        try:
+            self._announce(self.numbers())
+        except ValueError:
+            await asyncio.shield(self._unwire(key))
+            raise UserError(
+                f"{wish.address.ip} cannot be announced: this node announces as many single addresses as it may; "
+                f"detach pods that are no longer needed"
+            ) from None
+        return self._held[key]
+
+    def _note(self, mended: list[str]) -> None:
+        self.mended = (self.mended + mended)[-16:]
+
+    async def _forget(self, key: tuple[str, str]) -> None:
+        self._held.pop(key, None)
+        await self._in_writer(lambda: self._store.attachment_delete(*key))
+
+    # -- detach ----------------------------------------------------------------------------------------------------
+
+    async def detach(self, container: str, ifname: str) -> Attachment | None:
+        """Off the network and its address released on disk when this returns; None: there was no such pod."""
+        key = (container, ifname)
+        lock = self._busy.setdefault(key, asyncio.Lock())
+        async with lock:
+            held = self._held.get(key)
+            if held is not None:
+                await self._unwire(key)
+            return held
+
+    async def _unwire(self, key: tuple[str, str]) -> None:
+        await self._host.detach(self._guard(self._held[key]))
+        await self._forget(key)
+        self._announce(self.numbers())
+
+    # -- plans -----------------------------------------------------------------------------------------------------
+
+    def _guard(self, attachment: Attachment) -> PortGuard:
+        guard = self._plan_of(attachment).guard
+        return PortGuard(attachment.host_ifname, guard.mac, guard.ipv4, guard.ipv6, guard.station)
+
+    def _plan_of(self, attachment: Attachment) -> PodPlan:
+        address = IPv4Interface((attachment.numbers[0], attachment.prefix_len))
+        return self._plan(attachment.container, attachment.ifname, address)
+
+    def _plan(self, container: str, ifname: str, address: IPv4Interface) -> PodPlan:
+        settings = self._settings
+        return pod_plan(
+            attachment=container, ifname=ifname, address=address, universe_v4=settings.universe_v4,
+            universe_v6=settings.universe_v6, bridge=settings.bridge.name, bridge_address=settings.bridge_address,
+            mtu=settings.mtu, default_ipv6=settings.default_ipv6, refuse=settings.refuse,
+        )
+
+
+def _on_port(attachment: Attachment, port: str) -> Attachment:
+    return Attachment(attachment.container, attachment.ifname, attachment.numbers, attachment.prefix_len,
+                      attachment.netns_inode, attachment.boot_id, port, attachment.mac)
+
+
+def _mac_bytes(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))

@@ -1,0 +1,574 @@
+"""The composition root: builds the cores and drivers of one router, owns the tasks, closes in order.
+
+What is decided here is only who gets to know what: events of the mesh become routes, peers and warnings, requests of
+people become calls of the room that can carry them out. ``run`` is the whole life of a router.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
+from pathlib import Path
+from random import Random
+from socket import AF_INET6
+from typing import Any, Final, TypeVar
+
+import msgspec
+import uvloop
+
+from weave_router import __version__, limits
+from weave_router.api import schema
+from weave_router.api.server import ApiServer, Capture, CapturedFrame
+from weave_router.api.view import Parts, View
+from weave_router.cni.attachments import Attachments, PodSettings, Wish
+from weave_router.config import LaunchConfig, parse_target
+from weave_router.errors import UsageError, UserError
+from weave_router.fastpath import engine as fastpath
+from weave_router.host import (
+    kernel_driver,
+    lock_driver,
+    netlink_driver,
+    overlap,
+    tap_driver,
+    udp_driver,
+    underlay_driver,
+)
+from weave_router.host.bridge import BridgePlan
+from weave_router.host.driver import Host
+from weave_router.host.handover_driver import HandoverServer, Request
+from weave_router.ipam.number import Universe, mac_of, mac_text, prefix_v6_of
+from weave_router.mesh import events as mesh_events
+from weave_router.mesh import routes as mesh_routes
+from weave_router.mesh.core import Mesh
+from weave_router.mesh.driver import MeshDriver
+from weave_router.mesh.record import FLAG_PLAINTEXT, Endpoint, Prefix, Record
+from weave_router.mesh.table import Delta
+from weave_router.store import Attachment, Store
+from weave_router.tunnel import effects
+from weave_router.tunnel.core import PeerInfo, Tunnel
+from weave_router.tunnel.driver import TunnelDriver
+from weave_router.tunnel.identity import Identity
+from weave_router.tunnel.state import State
+from weave_router.tunnel.timers import timers_from_environment
+from weave_router.tunnel.token_driver import load_tokens
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+ATTACH_SOCKET: Final = "attach.sock"
+LOOK_SECONDS: Final = 2.0
+"""How often slow facts are looked at: own addresses, peers whose numbers are to be answered, the bridge."""
+CAPTURE_POLL_SECONDS: Final = 0.1
+SILENT_SECONDS: Final = 10.0
+"""A node that is unreachable and whose session was silent so long is not answered for any more."""
+
+
+def run(config: LaunchConfig) -> int:
+    """Run until SIGTERM or SIGINT. UserError if it cannot start."""
+    router = Router(config)
+    try:
+        with contextlib.ExitStack() as undo:
+            router.prepare(undo)
+            uvloop.run(router.main())
+    except BaseExceptionGroup as group:
+        raise _sentence_of(group) from group
+    return 0
+
+
+def _sentence_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """A UserError that a task ended with is the operator's; everything else is ours and stays a traceback."""
+    users, _ = group.split(UserError)
+    while users is not None:
+        first = users.exceptions[0]
+        if not isinstance(first, BaseExceptionGroup):
+            return first
+        users = first
+    return group
+
+
+def worker_count(wanted: int, cpus: int) -> int:
+    """One up to four CPUs, then a quarter of them, four at most: one thread serves both directions."""
+    return wanted or min(4, max(1, cpus // 4 if cpus > 4 else 1))
+
+
+class Router:
+    """Everything one daemon is made of. ``prepare`` takes what must be had before there is a loop."""
+
+    def __init__(self, config: LaunchConfig) -> None:
+        self.config = config
+        self.tokens = load_tokens(config.token_file)
+        self.boot_id = config.debug_boot_id or kernel_driver.boot_id()
+        self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
+        self.started_at = time.time()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._groups: dict[bytes, float] = {}
+        self._announced: dict[int, bytes] = {}
+        self._link_addresses: dict[bytes, str] = {}
+        self._quiet_since: dict[bytes, float] = {}
+        self._warnings: list[str] = []
+        self._jumping: asyncio.Future[None] | None = None
+        self._terminations: dict[str, int] = {}
+        self._stop = asyncio.Event()
+
+    # -- before the loop ---------------------------------------------------------------------------------------------
+
+    def prepare(self, undo: contextlib.ExitStack) -> None:
+        """Locks, store, TAP, port: in the order in which a second router is to fail."""
+        config = self.config
+        run_dir = run_directory(config.run_dir)
+        lock = lock_driver.take(run_dir, config.tap)
+        undo.callback(lock.release)
+        self.store = undo.enter_context(Store.open(config.state_dir, boot_id=self.boot_id))
+        undo.callback(self._writer.shutdown)
+        self._survey()
+        self.incarnation = self.store.raise_incarnation()
+        self.identity = Identity(*self.store.identity())
+        self.workers = worker_count(config.workers, os.cpu_count() or 1)
+        self.udp = udp_driver.open_udp(config.host, config.port, self.workers, config.refuse)
+        undo.callback(udp_driver.close_udp, self.udp)
+        self.tap = tap_driver.open_tap(config.tap, self.workers, config.refuse)
+        undo.callback(tap_driver.close_tap, self.tap)
+
+    def _survey(self) -> None:
+        """What is below us: refuse a range that would cut the host off; choose the pod MTU once."""
+        config = self.config
+        own_links = (config.bridge, config.tap)
+        ipr = netlink_driver.open_netlink()
+        try:
+            sentence = overlap.overlap(
+                (self.universe.range_v4, self.universe.network_v6), underlay_driver.host_routes(ipr),
+                underlay_driver.nameservers(), own_links=own_links)
+            if sentence is not None:
+                raise UserError(sentence)
+            below = underlay_driver.underlay(ipr, literals(config.targets), own_links=own_links)
+            self.default_ipv6 = underlay_driver.has_default_route(ipr, AF_INET6)
+            self.addresses = self._own_addresses(ipr)
+        finally:
+            ipr.close()
+        self.underlay_mtu = below.mtu
+        stored = self.store.setting("pod_mtu")
+        self.pod_mtu = config.mtu or (int(stored) if stored else below.pod_mtu)
+        self.store.set_setting("pod_mtu", str(self.pod_mtu))
+        self.bridge_address = self._bridge_address()
+
+    def _bridge_address(self) -> IPv4Address | None:
+        stored = self.store.setting("bridge_number")
+        if self.config.bridge_address:
+            address = IPv4Address(self.config.bridge_address)
+            self.store.set_setting("bridge_number", str(int(address)))
+            return address
+        if stored is not None and IPv4Address(int(stored)) in self.universe.range_v4:
+            return IPv4Address(int(stored))
+        return None
+
+    def _own_addresses(self, ipr: netlink_driver.Netlink) -> list[str]:
+        if self.config.host:
+            return [self.config.host]
+        return [address for address in kernel_driver.host_addresses(
+            ipr, own_links=(self.config.bridge, self.config.tap)) if not self._inside(address)]
+
+    def _inside(self, address: str) -> bool:
+        return self.universe.number_of(ip_address(address)) is not None
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        async with contextlib.AsyncExitStack() as closing:
+            await self._start(closing)
+            loop.add_signal_handler(signal.SIGHUP, self._reread_tokens)
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self.tunnel.run(), name="tunnel"),
+                    tasks.create_task(self._handover.serve(), name="attach.sock"),
+                    tasks.create_task(self._look(), name="look"),
+                ]
+                _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
+                                          "pod_mtu": self.pod_mtu, "workers": self.workers})
+                await self._stop.wait()
+                _log.info("stopping")
+                for task in reversed(running):
+                    task.cancel()
+
+    async def _start(self, closing: contextlib.AsyncExitStack) -> None:
+        """In the order in which things depend on each other; ``closing`` undoes it in reverse."""
+        config = self.config
+        self.host = Host()
+        await self.host.open()
+        closing.push_async_callback(self.host.close)
+        self._make_cores()
+        self.engine.start(self.tap.fds, self.udp.fds, vnet_hdr=self.tap.vnet_hdr, tap_csum=self.tap.csum,
+                          tap_tso=self.tap.tso, tap_uso=self.tap.uso, steered=self.tap.steering)
+        closing.callback(self.engine.stop)
+        closing.push_async_callback(self.tunnel.close)
+        standing = await self.host.reattach(self.attachments.standing_plans())
+        await self.host.build(self.bridge, self.universe.range_v4, self.universe.network_v6,
+                              [plan.guard for plan in standing])
+        await self.attachments.restore(standing)
+        await self.mesh_driver.start()
+        closing.push_async_callback(self.mesh_driver.close)
+        self._announce(self.attachments.numbers())
+        await self.set_targets((*self.store.targets(), *config.targets))
+        tap_driver.set_carrier(self.tap, True)
+        closing.callback(tap_driver.set_carrier, self.tap, False)
+        self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self._attach, self._abandoned)
+        await closing.enter_async_context(ApiServer(self.view, config.run_dir))
+
+    def _make_cores(self) -> None:
+        config = self.config
+        number = None if self.bridge_address is None else int(self.bridge_address)
+        interfaces = () if self.bridge_address is None else (
+            IPv4Interface((self.bridge_address, self.universe.range_v4.prefixlen)),
+            interface_v6(self.universe, int(self.bridge_address)))
+        self.bridge = BridgePlan(config.bridge, config.tap, self.pod_mtu,
+                                 None if number is None else mac_text(mac_of(number)), interfaces, config.refuse)
+        self.engine = fastpath.Engine(workers=self.workers, mtu=self.pod_mtu, refuse=config.refuse)
+        network = self.universe.range_v4
+        self.engine.universe_set(int(network.network_address), network.prefixlen, self.universe.prefix_v6)
+        self.engine.tokens_set([(token.id, token.mac1_key) for token in self.tokens])
+        self.routes = mesh_routes.Routes(self.identity.node_id, (int(network.network_address), network.prefixlen))
+        self.attachments = Attachments(
+            PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu, self.boot_id,
+                        self.default_ipv6, config.refuse),
+            host=self.host, store=self.store, in_writer=self.in_writer, announce=self._announce,
+            owner_of=self._other_owner)
+        self._make_mesh()
+        self._make_tunnel()
+        self.view = Commands(Parts(
+            config=self._shown_config(), node_id=self.identity.node_id, incarnation=self.incarnation,
+            started_at=self.started_at, universe=self.universe, pod_mtu=self.pod_mtu, engine=self.engine,
+            tunnel=self.tunnel, mesh=self.mesh, routes=self.routes, attachments=self.attachments, tokens=self.tokens,
+            terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings), self)
+
+    def _shown_config(self) -> LaunchConfig:
+        address = "" if self.bridge_address is None else str(self.bridge_address)
+        return msgspec.structs.replace(self.config, bridge_address=address)
+
+    def _make_mesh(self) -> None:
+        config = self.config
+        endpoints = tuple((address, config.port) for address in self.addresses)[: limits.RECORD_ENDPOINTS_MAX]
+        self.mesh = Mesh(
+            mesh_events.Config(name=config.name, port=config.port, endpoints=endpoints, pod_mtu=self.pod_mtu,
+                               flags=FLAG_PLAINTEXT if config.plaintext else 0, discovery=not config.no_discovery,
+                               version=__version__),
+            identity=self.identity, tokens=self.tokens, incarnation=self.incarnation, run=self.store.run_nonce,
+            rng=Random(os.urandom(16)), entropy=os.urandom, now=asyncio.get_running_loop().time())
+        self.mesh_driver = MeshDriver(self.mesh, host=config.host or None, port=config.port,
+                                      on_events=self._mesh_events)
+
+    def _make_tunnel(self) -> None:
+        config = self.config
+        self._tunnel_core = Tunnel(
+            self.identity, self.tokens, self.incarnation, rng=os.urandom, timers=timers_from_environment(os.environ),
+            plaintext=config.plaintext, aes=kernel_driver.has_aes(), counter_start=self.store.counter_start(),
+            underlay_mtu=self.underlay_mtu, pod_mtu=self.pod_mtu, port=config.port,
+            local_addresses=frozenset(self.addresses))
+        self.tunnel = TunnelDriver(
+            self.engine, self._tunnel_core, store=self.store, run_in_writer=self.in_writer,
+            seen=self.store.peers_seen(), on_changed=self._connection_changed, on_pod_mtu=self._pod_mtu_heard,
+            on_event=self._engine_event)
+
+    async def in_writer(self, work: Callable[[], T]) -> T:
+        """On the store's one thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    # -- the mesh speaks -----------------------------------------------------------------------------------------------
+
+    def _mesh_events(self, events: list[mesh_events.Event]) -> None:
+        for event in events:
+            match event:
+                case Delta():
+                    self._record_changed(event)
+                case mesh_events.LinkUp():
+                    self._link_addresses[event.node_id] = event.remote[0]
+                    self._peer_again(event.node_id)
+                case mesh_events.LinkDown():
+                    self._terminations[event.reason] = self._terminations.get(event.reason, 0) + 1
+                    _log.info("link down", extra={"peer": event.node_id.hex(), "reason": event.reason})
+                case mesh_events.RestoredState():
+                    self._jumping = asyncio.ensure_future(self._jump(event.incarnation))
+                case mesh_events.CloneSeen():
+                    _log.error("another running node has our identity: a copied state directory")
+                case _:
+                    pass
+
+    async def _jump(self, incarnation: int) -> None:
+        self.incarnation = await self.in_writer(lambda: self.store.raise_incarnation(above=incarnation))
+        self.mesh_driver.do(lambda mesh, now: mesh.set_incarnation(self.incarnation, now))
+
+    def _record_changed(self, delta: Delta) -> None:
+        """Routes before peers: a session that comes up finds its slot in the tables."""
+        operations = self.routes.apply(delta)
+        if delta.new is None:
+            self.tunnel.peer_remove(delta.node_id)
+        for operation in operations:
+            self._carry_out(operation)
+        if delta.new is not None and delta.node_id != self.identity.node_id:
+            self._peer(delta.node_id, delta.new.record)
+
+    def _carry_out(self, operation: mesh_routes.Operation) -> None:
+        engine = self.engine
+        match operation:
+            case mesh_routes.NodeSet():
+                flags = fastpath.NODE_ANSWER * operation.answer | fastpath.NODE_FLOOD * operation.flood
+                engine.node_set(operation.slot, flags=flags, pod_mtu=max(operation.pod_mtu, limits.POD_MTU_MIN))
+            case mesh_routes.NodeDel():
+                engine.node_del(operation.slot)
+            case mesh_routes.RouteSet():
+                engine.route_set(operation.number, operation.prefix_len, operation.slot, operation.mac)
+            case mesh_routes.RouteDel():
+                engine.route_del(operation.number, operation.prefix_len)
+            case mesh_routes.GroupsSet() if operation.slot > fastpath.SLOT_LOCAL:
+                engine.groups_set(operation.slot, operation.macs)
+            case _:
+                pass
+
+    def _peer(self, node_id: bytes, record: Record) -> None:
+        self.tunnel.peer_set(PeerInfo(
+            node_id, self.routes.slots.of(node_id), record.x25519_public, self._ways_to(node_id, record),
+            record.incarnation, record.pod_mtu, plaintext=bool(record.flags & FLAG_PLAINTEXT)))
+
+    def _ways_to(self, node_id: bytes, record: Record) -> tuple[Endpoint, ...]:
+        """The address its link proved comes first; one inside the overlay would send the overlay through itself."""
+        proven = self._link_addresses.get(node_id)
+        ways = [endpoint for endpoint in record.endpoints if not self._inside(endpoint[0])]
+        return tuple(sorted(ways, key=lambda endpoint: endpoint[0] != proven))
+
+    def _peer_again(self, node_id: bytes) -> None:
+        signed = self.mesh.table.get(node_id)
+        if signed is not None and self.routes.slots.of(node_id):
+            self._peer(node_id, signed.record)
+
+    def _other_owner(self, number: int) -> str | None:
+        owner = self.routes.owner_of(number)
+        return None if owner in (None, self.identity.node_id) else self.view.name_of(owner or b"")
+
+    # -- the fast path and the tunnel speak ----------------------------------------------------------------------------
+
+    def _connection_changed(self, change: effects.Changed) -> None:
+        _log.info("connection", extra={"change": str(change)})
+
+    def _pod_mtu_heard(self, slot: int, mtu: int) -> None:
+        node_id = self.routes.slots.node(slot)
+        _log.info("pod MTU", extra={"peer": node_id.hex() if node_id else slot, "mtu": mtu})
+
+    def _engine_event(self, event: tuple[Any, ...]) -> None:
+        if event[0] == fastpath.EV_GROUP:
+            self._group(event[1], event[2])
+        elif event[0] == fastpath.EV_ANNOUNCE:
+            self._foreign_mac(event[1], event[2])
+
+    def _group(self, mac: bytes, joined: bool) -> None:
+        """Joined until the node restarts: without a querier nobody says whether another pod is still listening."""
+        if joined and mac not in self._groups:
+            self._groups[mac] = time.monotonic()
+            self.mesh_driver.do(lambda mesh, now: mesh.set_groups(self._groups, now))
+
+    def _foreign_mac(self, number: int, mac: bytes) -> None:
+        """A local station speaks for an address of the range with its own MAC: announce both (an exception)."""
+        if self._other_owner(number) is not None or self._announced.get(number) == mac:
+            return
+        if mac == mac_of(number) or len(self._announced) >= limits.RECORD_PREFIXES_MAX // 2:
+            return
+        self._announced[number] = mac
+        with contextlib.suppress(ValueError):
+            self._announce(self.attachments.numbers())
+
+    def _announce(self, numbers: Iterable[int]) -> None:
+        """Everything this node answers for. ValueError when the record cannot hold it."""
+        found = {number: Prefix(number, 32) for number in numbers}
+        if self.bridge_address is not None:
+            found[int(self.bridge_address)] = Prefix(int(self.bridge_address), 32)
+        for number, mac in self._announced.items():
+            found[number] = Prefix(number, 32, mac)
+        self.mesh_driver.do(lambda mesh, now: mesh.set_prefixes(found.values(), now))
+
+    async def set_targets(self, targets: Iterable[str]) -> schema.TargetsReply:
+        """Exactly these, on disk first. Names are checked before anything changes."""
+        wanted = tuple(dict.fromkeys(targets))
+        for target in wanted:
+            parse_target(target)
+        await self.in_writer(lambda: self.store.set_targets(wanted))
+        present = {target.text for target in self.mesh.targets.all()}
+        for target in present.difference(wanted):
+            self.mesh_driver.do(lambda mesh, now, target=target: mesh.target_remove(target, now))  # type: ignore[misc]
+        for target in wanted:
+            if target not in present:
+                self.mesh_driver.do(lambda mesh, now, target=target: mesh.target_add(target, now))  # type: ignore[misc]
+        return schema.TargetsReply(targets=wanted)
+
+    # -- slow facts ----------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._answer_or_not()
+            addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
+            if addresses != self.addresses:
+                self.addresses = addresses
+                self.tunnel.local_addresses_set(frozenset(addresses))
+
+    def _answer_or_not(self) -> None:
+        """ARP and ND are not answered for a node that is unreachable and whose session has been silent."""
+        now = time.monotonic()
+        reachable = self.mesh.status().reachable
+        for status in self.tunnel.status():
+            alive = status.node_id in reachable or status.state in (State.ESTABLISHED, State.SUSPECT)
+            since = self._quiet_since.setdefault(status.node_id, now)
+            if alive:
+                self._quiet_since.pop(status.node_id)
+            for operation in self.routes.answer(status.node_id, alive or now - since < SILENT_SECONDS):
+                self._carry_out(operation)
+
+    def _reread_tokens(self) -> None:
+        try:
+            tokens = load_tokens(self.config.token_file)
+            if tokens.domain != self.tokens.domain:
+                raise UsageError(f"token file {self.config.token_file} is of another domain: restart the router to "
+                                 "move it to another cluster")
+        except UserError as error:
+            _log.error("tokens stay as they are", extra={"error": str(error)})
+            return
+        self.tokens = tokens
+        self.view.set_tokens(tokens)
+        self.tunnel.tokens_set(tokens)
+        self.mesh_driver.do(lambda mesh, now: mesh.tokens_set(tokens, now))
+        _log.info("tokens reread", extra={"sending": f"{tokens.first.id:08x}", "accepted": len(tokens.ids)})
+
+    # -- pods ----------------------------------------------------------------------------------------------------------
+
+    async def _attach(self, request: Request) -> dict[str, Any]:
+        try:
+            wanted = msgspec.convert(request.body, schema.AttachRequest)
+            attachment = await self.attachments.attach(wish_of(wanted, request))
+        except (msgspec.ValidationError, ValueError) as error:
+            return {"error": f"the request cannot be read: {error}", "exit_status": 2}
+        except UserError as error:
+            return {"error": str(error), "exit_status": error.exit_status}
+        shown = next(a for a in self.view.ipam().attachments
+                     if (a.container_id, a.ifname) == (attachment.container, attachment.ifname))
+        return dict(msgspec.to_builtins(shown))
+
+    async def _abandoned(self, request: Request, reply: dict[str, Any]) -> None:
+        """The client went away before it had its answer: it will ask again, or nobody wants the pod."""
+        if "error" not in reply:
+            await self.attachments.detach(reply["container_id"], reply["ifname"])
+
+
+class Commands(View):
+    """The RouterApi: the page, and what people may tell a router."""
+
+    def __init__(self, parts: Parts, router: Router) -> None:
+        super().__init__(parts)
+        self._router = router
+
+    async def connect(self, request: schema.ConnectRequest) -> schema.TargetsReply:
+        present = () if request.replace else await self._router.in_writer(self._router.store.targets)
+        return await self._router.set_targets((*present, *request.targets))
+
+    async def forget(self, request: schema.ForgetRequest) -> schema.TargetsReply:
+        present = await self._router.in_writer(self._router.store.targets)
+        unknown = [target for target in request.targets if target not in present]
+        if unknown:
+            raise UserError(f"{unknown[0]} is no target: see `weave-router status targets`")
+        return await self._router.set_targets([target for target in present if target not in request.targets])
+
+    async def detach(self, request: schema.DetachRequest) -> schema.DetachReply:
+        held = self._router.attachments
+        wanted = [attachment for attachment in held.all() if fits(attachment, request)]
+        if not wanted:
+            raise UserError("no such pod is attached here: see `weave-router status ipam`")
+        shown = {(a.container_id, a.ifname): a for a in self.ipam().attachments}
+        for attachment in wanted:
+            await held.detach(attachment.container, attachment.ifname)
+        return schema.DetachReply(detached=tuple(shown[a.container, a.ifname] for a in wanted))
+
+    async def capture(self, request: schema.CaptureRequest) -> Capture:
+        slot = self._slot_of(request.peer) if request.peer else None
+        number = self._number_of(request.pod) if request.pod else None
+        return EngineCapture(self._parts.engine, slot, number, request.snap)
+
+    def _slot_of(self, text: str) -> int:
+        found = [signed.node_id for signed in self._parts.mesh.table
+                 if signed.record.name == text or (len(text) >= 4 and signed.node_id.hex().startswith(text.lower()))]
+        found = [node_id for node_id in found if node_id != self._parts.node_id]
+        if len(found) != 1:
+            raise UserError(f"{text} names {len(found)} peers: give name or id of one (`weave-router status peers`)")
+        return self._parts.routes.slots.of(found[0])
+
+    def _number_of(self, text: str) -> int:
+        for attachment in self._parts.attachments.all():
+            if attachment.container == text:
+                return attachment.numbers[0]
+        try:
+            number = self._parts.universe.number_of(ip_address(text))
+        except ValueError:
+            number = None
+        if number is None:
+            raise UserError(f"{text} is neither a pod of this node nor an address of {self._parts.universe.range_v4}")
+        return number
+
+
+class EngineCapture:
+    """The fast path's one capture, as the API reads it."""
+
+    def __init__(self, engine: fastpath.Engine, slot: int | None, number: int | None, snap: int) -> None:
+        self._engine = engine
+        try:
+            engine.capture_start(slot=slot, number=number, snap=snap)
+        except ValueError:
+            raise UserError("another capture is running: end it first, there is one at a time") from None
+
+    async def read(self) -> Sequence[CapturedFrame]:
+        frames = self._engine.capture_read()
+        if not frames:
+            await asyncio.sleep(CAPTURE_POLL_SECONDS)
+            frames = self._engine.capture_read()
+        return frames
+
+    async def stop(self) -> int:
+        return self._engine.capture_stop()
+
+
+def fits(attachment: Attachment, request: schema.DetachRequest) -> bool:
+    """Everything that the request names must be so; the interface is eth0 unless it names another or none at all."""
+    return (
+        request.container_id in ("", attachment.container)
+        and request.netns_inode in (None, attachment.netns_inode)
+        and request.ifname in ("", attachment.ifname)
+        and request.address.partition("/")[0] in ("", str(IPv4Address(attachment.numbers[0])))
+        and not (request.netns and request.netns_inode is None and not request.container_id and not request.address)
+    )
+
+
+def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:
+    """The namespace's device and inode name the pod where nobody does."""
+    status = os.fstat(request.netns)
+    container = wanted.container_id or f"netns-{status.st_dev:x}-{status.st_ino}"
+    return Wish(container, wanted.ifname, IPv4Interface(wanted.address), status.st_ino, request.netlink, request.netns)
+
+
+def interface_v6(universe: Universe, number: int) -> IPv6Interface:
+    return IPv6Interface((universe.ipv6_of(number), 96))
+
+
+def literals(targets: Iterable[str]) -> list[str]:
+    """Hosts among the targets that are addresses: names say nothing about the way to them yet."""
+    hosts = [parse_target(target)[0] for target in targets]
+    return [host for host in hosts if ":" in host or host.replace(".", "").isdigit()]
+
+
+def run_directory(path: str) -> Path:
+    directory = Path(path)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {path} cannot be made: {error.strerror}; choose another one") from None
+    return directory
