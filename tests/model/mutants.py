@@ -77,6 +77,7 @@ HALF = _world("3 nodes, a retirement, 2 boots", rounds=1, boots=2)
 OLDER = _world("2 nodes, a gift, a restart with an older store", nodes=2, wants=1, restarts=1, older_store=True)
 LEAVE = Config("3 nodes, 2 blocks, a gift, one leaves", owners=(0, 1), wants=1, leaves=1)
 LEAVE_RETIRE = Config("3 nodes, one leaves, a retirement", wants=1, leaves=1, rounds=1, grants=3)
+LEAVE_BOOT = Config("3 nodes, one leaves, a retirement, a boot", leaves=1, rounds=1, boots=1)
 UNGATE = _world("3 nodes, a gift, a boot, the operator opens", wants=1, boots=1, ungates=1)
 APART = _world("2 universes", nodes=2, apart=True, hellos=2, joins=1)
 
@@ -154,7 +155,9 @@ MUTANTS = tuple(
         ("R11 ungate gives nothing", "donation", "if state.gate != Gate.OPEN or m.sender", "if not issuing(state) or m.sender", UNGATE),
         ("R12 every block", "donation", "mine = owned(state)", "mine = owned(state)[1:]", LEAVE),
         ("R12 wait for the receivers", "donation", "        if state.owed:", "        if False:", LEAVE),
-        ("R12 the last word tells all", "donation", "Knowledge(registers=state.registers, members", "Knowledge(members", LEAVE_RETIRE),
+        ("R12 the last word tells all", "donation", "Tell(knowledge_of(state))", "Tell(Knowledge(left=state.left))", LEAVE_RETIRE),
+        ("R12 the last word tells who booted", "donation", "Tell(knowledge_of(state))",
+         "Tell(knowledge_of(state._replace(incarnations=FrozenMap())))", LEAVE_BOOT),
         ("R12 word before wipe", "donation", "    out.append(Wipe())\n    return state", "    out.insert(0, Wipe())\n    return state", LEAVE),
         ("R12 not with pods", "donation", "or state.used or state.cooling:\n        out.append(Refused(\"leaving", "or False:\n        out.append(Refused(\"leaving", LEAVE),
         ("universes do not merge", "ownership", "if m.universe != state.universe:", "if m.universe is None:", NEIGHBOURS),

@@ -6,7 +6,7 @@ use by its bridge address, so that it is never given away before the bridge goes
 
 from __future__ import annotations
 
-from .knowledge import EVERYBODY, Out, issuing, send, voters
+from .knowledge import EVERYBODY, Out, issuing, knowledge_of, send, voters
 from .values import (
     Ask,
     Block,
@@ -122,8 +122,7 @@ def continue_leaving(state: State, out: Out) -> State:
 
 
 def say_good_bye(state: State, out: Out) -> State:
-    """The last word carries every value this node knows, so that who knows that it left knows what it gave."""
-    last = Knowledge(registers=state.registers, members=state.members, left=frozenset({state.me}))
-    send(state, out, EVERYBODY, Tell(last))
+    """The last word is all that this node knows: what it gave, whom it saw boot, what it promised."""
+    send(state, out, EVERYBODY, Tell(knowledge_of(state)))
     out.append(Wipe())
     return state

@@ -201,11 +201,15 @@ def _complete(state: State, current: Round, victims: frozenset[NodeId], out: Out
     """Take what the retired own by the newest word of all that are left, and what only the retired say that somebody
     else owns: its owner would have said so itself (R5, and members re-stamp when they promise)."""
     gone = state.retired | victims
-    ownerless = gone | (state.left - state.promised)  # a leaver's last word was heard, and yet it seems to own this
+    left = gone | (state.left - state.promised)  # whose last word was heard; a living giver takes back by itself
     view = _newest(current.reported, state.registers)
     gen = max(1 + max((r.gen for r in view.values()), default=0), len(gone))
     taken = FrozenMap(
-        {b: Register(gen, 0, state.me, state.me) for b, r in view.items() if r.owner in ownerless or r.issuer in gone}
+        {
+            b: Register(gen, 0, state.me, state.me)
+            for b, r in view.items()
+            if r.owner in gone or r.issuer in gone or (r.owner in left and r.issuer in left)
+        }
     )
     state = state._replace(
         registers=state.registers.with_items(taken),
