@@ -6,6 +6,7 @@ for what may last (a capture). Knows nothing of HTTP. Called by server.py alone.
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from weave_router import limits
 
@@ -53,12 +54,12 @@ class _Guarded(asyncio.Protocol):
         self._transport: asyncio.BaseTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        if not self._door.enter(transport):
-            transport.abort()
+        stream = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        if not self._door.enter(stream):
+            stream.abort()
             return
-        self._transport = transport
-        self._inner.connection_made(transport)
+        self._transport = stream
+        self._inner.connection_made(stream)
 
     def data_received(self, data: bytes) -> None:
         if self._transport is not None:
