@@ -280,7 +280,7 @@ class Search:
             if donor != state.me and state.gate == Gate.CANDIDATE:
                 join = self.run(node, values.Join(donor, 2 * state.incarnation + 1))
                 yield "join", f"{who} by {donor.decode()}", BUDGETS.index("joins"), join
-        if state.round is not None:
+        if state.round is not None or state.rounds_started:
             yield "abort", who, BUDGETS.index("aborts"), self.run(node, values.Abort())
         if state.gate == Gate.OPEN and not state.leaving:
             yield "leave", who, BUDGETS.index("leaves"), self.run(node, values.Leave())

@@ -208,7 +208,7 @@ def _complete(state: State, current: Round, victims: frozenset[NodeId], out: Out
         {
             b: Register(gen, 0, state.me, state.me)
             for b, r in view.items()
-            if r.owner in gone or r.issuer in gone or (r.owner in left and r.issuer in left)
+            if r.owner in gone or r.issuer in gone or {r.owner, r.issuer} <= left
         }
     )
     state = state._replace(
