@@ -6,6 +6,8 @@ use by its bridge address, so that it is never given away before the bridge goes
 
 from __future__ import annotations
 
+from weave_router.limits import GIFT_BLOCKS_MAX
+
 from .knowledge import EVERYBODY, Out, issuing, knowledge_of, send, voters
 from .values import (
     Ask,
@@ -29,9 +31,6 @@ from .values import (
     Want,
     Wipe,
 )
-
-GIVE_MAX = 256
-"""Blocks in one gift: 16 KiB of registers, and the greatest node of a /12 asks sixty-four times."""
 
 
 def owned(state: State) -> list[Block]:
@@ -79,7 +78,7 @@ def on_ask(state: State, m: Message, body: Ask, out: Out) -> State:
     if state.gate != Gate.OPEN or m.sender not in receivers:
         return state
     spare = idle(state)
-    return give(state, m.sender, spare[: min(GIVE_MAX, (len(spare) + 1) // 2)], out)
+    return give(state, m.sender, spare[: min(GIFT_BLOCKS_MAX, (len(spare) + 1) // 2)], out)
 
 
 def give(state: State, receiver: NodeId, blocks: list[Block], out: Out) -> State:
