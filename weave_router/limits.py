@@ -146,6 +146,17 @@ LINK_UNSENT_MAX: Final = 1 << 20
 LINK_CLOSE_TEXT_MAX: Final = 200
 """Characters of the reason in a close frame; it is shown in status."""
 
+# --- ipam -------------------------------------------------------------------------------------------------------
+
+COOLDOWN_SECONDS: Final = 60.0
+"""How long a released address rests: longer than ARP and neighbour caches of its old peers keep it in use."""
+
+PREFETCH_FREE: Final = 16
+"""Fewer free addresses than this and the node asks for blocks: a burst of ADDs on one node, without waiting."""
+
+GIFT_BLOCKS_MAX: Final = 256
+"""Blocks in one gift: about 16 KiB of registers, and a node that needs a whole /12 asks sixty-four times."""
+
 # --- host -------------------------------------------------------------------------------------------------------
 
 TAP_QUEUE_LENGTH: Final = 128
