@@ -152,7 +152,9 @@ class Search:
     def initial(self) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
         config = self.config
         members = frozenset(self.names[: config.members or config.nodes])
-        registers = FrozenMap({b: Register(config.first_gen, 0, NAMES[o], NAMES[o]) for b, o in enumerate(config.owners)})
+        registers = FrozenMap(
+            {b: Register(config.first_gen, 0, NAMES[o], NAMES[o]) for b, o in enumerate(config.owners)}
+        )
         entries = []
         for i, me in enumerate(self.names):
             state = State(me=me, boot_id=0, incarnations=FrozenMap({me: 0}))

@@ -72,7 +72,9 @@ ROUNDS = _world("3 nodes, 2 gifts, 2 retirements", wants=2, rounds=2)
 ROUNDS_BOOT = _world("3 nodes, a gift, 2 retirements, a boot", wants=1, grants=1, rounds=2, boots=1)
 NO_BOOT = _world("4 nodes, a gift, a retirement", nodes=4, wants=1, grants=1, rounds=1)
 JOIN = _world("2 members and a joiner, a gift, a retirement", members=2, joins=1, wants=1, rounds=1)
-JOIN_BOOT = _world("2 members and a joiner, a gift, a retirement, a boot", members=2, joins=1, wants=1, rounds=1, boots=1)
+JOIN_BOOT = _world(
+    "2 members and a joiner, a gift, a retirement, a boot", members=2, joins=1, wants=1, rounds=1, boots=1
+)
 HALF = _world("3 nodes, a retirement, 2 boots", rounds=1, boots=2)
 OLDER = _world("2 nodes, a gift, a restart with an older store", nodes=2, wants=1, restarts=1, older_store=True)
 LEAVE = Config("3 nodes, 2 blocks, a gift, one leaves", owners=(0, 1), wants=1, leaves=1)
@@ -92,8 +94,12 @@ LATE_JOIN = _world("3 members and a joiner, a gift, a retirement, acks may be pa
                    rounds=1, stay=frozenset({1, 2, 3}), retirers=frozenset({2}), without=WHOLE_ACK)  # fmt: skip
 NEIGHBOURS = _world("2 nodes of one universe, one of another", members=2, apart=True, wants=1)
 LATER_GEN = _world("3 nodes, a retirement, a history", rounds=1, first_gen=3)
-HALF_ACK = _world("2 members and a joiner, acks may be partial", members=2, joins=1, wants=1, rounds=1, without=WHOLE_ACK)
-PARTIAL = _world("3 nodes, 2 retirements, a boot, acks may be partial", rounds=2, boots=1, wants=1, grants=1, without=WHOLE_ACK)
+HALF_ACK = _world(
+    "2 members and a joiner, acks may be partial", members=2, joins=1, wants=1, rounds=1, without=WHOLE_ACK
+)
+PARTIAL = _world(
+    "3 nodes, 2 retirements, a boot, acks may be partial", rounds=2, boots=1, wants=1, grants=1, without=WHOLE_ACK
+)
 
 ACK = "Promise(body.round, knowledge_of(state))"
 
