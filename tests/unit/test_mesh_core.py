@@ -7,7 +7,8 @@ from unit.mesh_helpers import identity, signed
 from unit.mesh_sim import PORT, Network, Node, remembered_verify, tokens
 
 from weave_router import limits
-from weave_router.mesh.core import LINKS_SOUGHT, Mesh
+from weave_router.mesh.calls import LINKS_SOUGHT
+from weave_router.mesh.core import Mesh
 from weave_router.mesh.events import (
     NO_PROOF,
     CloneSeen,

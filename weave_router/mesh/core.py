@@ -9,16 +9,17 @@ A call and the link that it becomes share one number. Of two links with one node
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from random import Random
 from typing import Any, Final
 
 from weave_router import limits
 from weave_router.mesh import status
 from weave_router.mesh.admission import Admission
+from weave_router.mesh.calls import Calls
 from weave_router.mesh.events import (
     NO_PROOF,
     Config,
-    Dial,
     Effect,
     Event,
     FirstSync,
@@ -26,7 +27,6 @@ from weave_router.mesh.events import (
     LinkDown,
     LinkUp,
     MeshStatus,
-    ReachChanged,
     Send,
 )
 from weave_router.mesh.frames import Digest, Records, Synced, versions_of
@@ -46,15 +46,14 @@ from weave_router.mesh.record import (
     rtt_code,
 )
 from weave_router.mesh.replica import Replica
-from weave_router.mesh.table import Delta, Table
-from weave_router.mesh.targets import Callee, Member, Target, Targets, literal, retry_interval
+from weave_router.mesh.table import Table
+from weave_router.mesh.targets import Target, Targets, literal
 from weave_router.tunnel.identity import Identity, verify
 from weave_router.tunnel.token import TokenSet
 
 TICK_SECONDS: Final = 0.25
 HEARTBEAT_TICKS: Final = 2
 DISCOVERY_TICKS: Final = 20
-LINKS_SOUGHT: Final = 6  # fewer than this: look for more now and then (limits.LINKS_DISCOVERED_MAX is the ceiling)
 SYNC_SECONDS: Final = 30.0
 
 
@@ -93,12 +92,12 @@ class Mesh:
         self.admission = Admission()
         self._places: dict[int, Place] = {}
         self._up: dict[bytes, int] = {}
-        self._calls: dict[int, Callee] = {}
-        self._dials: dict[int, float] = {}
-        self._next_number = 1
+        self._numbers = count(1)
         self._tick_at = now + TICK_SECONDS
         self._ticks = 0
         self._effects: list[Effect] = []
+        self.calls = Calls(self.targets, self.replica, self._up, discovery=config.discovery, rng=rng,
+                           numbers=self._numbers, emit=self._emit)
         self.closed = False
 
     # -- outputs ----------------------------------------------------------------------------------------------------
@@ -142,9 +141,9 @@ class Mesh:
         target = self.targets.remove(text)
         if target is None:
             return False
-        if target.call is not None:
-            self._calls.pop(target.call, None)
-            self._drop(target.call, "forgotten", now)
+        call = self.calls.abandon(target)
+        if call is not None:
+            self._drop(call, "forgotten", now)
         number = self._up.get(target.node_id or b"")
         if number is not None and not self.config.discovery:
             self._drop(number, "forgotten", now)
@@ -200,13 +199,13 @@ class Mesh:
     def close(self, now: float) -> None:
         """Say goodbye on every link. The core takes no input after this."""
         self.closed = True
-        for number in [*self._dials, *self._places]:
+        for number in [*self.calls.dials, *self._places]:
             self._drop(number, "shutdown", now)
 
     # -- what the driver reports ------------------------------------------------------------------------------------
     def accept(self, local: Endpoint, remote: Endpoint, now: float) -> int:
         """A connection from outside; returns the link's number. Nothing is sent before it has proven itself."""
-        number = self._number()
+        number = next(self._numbers)
         oldest = self.admission.add(number, remote[0])
         if oldest is not None:
             self.replica.counters["opening dropped for a newer one"] += 1
@@ -216,7 +215,7 @@ class Mesh:
 
     def dial_connected(self, number: int, local: Endpoint, remote: Endpoint, now: float) -> bool:
         """False: this call was given up meanwhile."""
-        deadline = self._dials.pop(number, None)
+        deadline = self.calls.connected(number)
         if deadline is None:
             return False
         self._place(number, initiator=True, local=local, remote=remote, now=now).deadline = deadline
@@ -224,7 +223,7 @@ class Mesh:
         return True
 
     def dial_failed(self, number: int, reason: str, now: float) -> None:
-        if self._dials.pop(number, None) is not None:
+        if self.calls.connected(number) is not None:
             self._call_failed(number, reason, now)
             self._settle(now)
 
@@ -248,10 +247,6 @@ class Mesh:
         if place is not None:
             place.writable = writable
             self._settle(now)
-
-    def _number(self) -> int:
-        number, self._next_number = self._next_number, self._next_number + 1
-        return number
 
     def _place(self, number: int, *, initiator: bool, local: Endpoint, remote: Endpoint, now: float) -> Place:
         # Indices count up, so that both ends know the newer of two links that one node opened (Opening.serial).
@@ -288,13 +283,13 @@ class Mesh:
         refusal = self._refusal(place.link, other)
         if refusal:
             self._show_newer(place, peer, now)
-            self._call_linked(number, peer.node_id, now, settled=other is not None)
+            self.calls.linked(number, peer.node_id, now, settled=other is not None)
             self._drop(number, refusal, now)
             return
         self._up[peer.node_id] = number
         if other is not None:
             self._drop(other, "duplicate", now)
-        self._call_linked(number, peer.node_id, now)
+        self.calls.linked(number, peer.node_id, now)
         self.targets.reached(peer.node_id, peer.record.endpoints)
         place.observed = up.observed
         self._learn_endpoint(place)
@@ -329,15 +324,11 @@ class Mesh:
             place.link.flush(now)
 
     def _link_to_self(self, number: int, peer: SignedRecord, now: float) -> None:
-        callee = self._calls.pop(number, None)
-        own_run = peer.record.run == self.own.record.run
-        if not own_run:
+        if peer.record.run == self.own.record.run:
+            self.calls.reached_self(number, now)
+        else:
             self.replica.clone_seen(peer)
-        if callee is not None and own_run:
-            self.targets.is_self(callee, len(self.table), now)
-        elif callee is not None:
-            self.targets.failed(callee, "another node runs with our identity (a copied state directory)",
-                                len(self.table), now)
+            self.calls.failed(number, "another node runs with our identity (a copied state directory)", now)
         self._drop(number, "self", now)
 
     def _begin_exchange(self, place: Place, now: float) -> None:
@@ -377,7 +368,7 @@ class Mesh:
         if place is not None:
             place.link.close(code)
             self._send(number, place, force=True)
-        self._dials.pop(number, None)
+        self.calls.connected(number)
         self._ended(number, Ended(code, code), now)
 
     def _ended(self, number: int, ended: Ended, now: float) -> None:
@@ -406,95 +397,19 @@ class Mesh:
         self.replica.events.append(LinkDown(node_id, reason))
         if self.closed:
             return
-        members = len(self.table)
-        self.targets.unlinked(node_id, reason, members, now)
-        self.targets.want(node_id, now + retry_interval(members) * self._rng.uniform(0.9, 1.1))
-        self._discover(now)
+        self.targets.unlinked(node_id, reason, len(self.table), now)
+        self.calls.lost(node_id, now)
+        self.calls.discover(now)
         self._links_changed(now)
 
     def _call_failed(self, number: int, reason: str, now: float) -> None:
-        callee = self._calls.pop(number, None)
-        if callee is None or self.closed:
-            return
-        if callee.node_id is not None and callee.node_id in self._up:
-            self.targets.linked(callee, callee.node_id)  # another call got through meanwhile
-        else:
-            self.targets.failed(callee, reason, len(self.table), now)
-
-    def _call_linked(self, number: int, node_id: bytes, now: float, settled: bool = True) -> None:
-        callee = self._calls.pop(number, None)
-        if callee is None:
-            self.targets.drop(node_id)
-        elif not settled:
-            self.targets.failed(callee, status.REASONS["full"], len(self.table), now)
-        elif isinstance(callee, Member) and callee.node_id != node_id:
-            self.targets.failed(callee, "another node answers there", len(self.table), now)
-        else:
-            self.targets.linked(callee, node_id)
-
-    # -- whom to call -----------------------------------------------------------------------------------------------
-    def _call_due(self, now: float) -> None:
-        for target in self.targets.due_targets(now):
-            node_id = self._linked_at((target.host, target.port)) or target.node_id
-            if node_id is not None and node_id in self._up:
-                self.targets.linked(target, node_id)
-            elif len(self._dials) < limits.DIALS_MAX:
-                self._dial(target, (target.host, target.port), now)
-        room = limits.DIALS_MAX - len(self._dials)
-        for member in self.targets.due_members(now, room, self._wanted):
-            signed = self.table.get(member.node_id)
-            endpoints = self._foreign_endpoints(signed) if signed else []
-            if endpoints:
-                self._dial(member, endpoints[member.attempts % len(endpoints)], now)
-
-    def _linked_at(self, endpoint: Endpoint) -> bytes | None:
-        """The node at the far end of a link, if it says that it listens at this address."""
-        for node_id in self._up:
-            signed = self.table.get(node_id)
-            if signed is not None and endpoint in signed.record.endpoints:
-                return node_id
-        return None
-
-    def _wanted(self, node_id: bytes) -> bool:
-        """Whether a member is to be called: it is out of reach, or we have few links."""
-        signed = self.table.get(node_id)
-        if signed is None or node_id in self._up or node_id == self.node_id or not self.config.discovery:
-            return False
-        if signed.record.flags & FLAG_NAT or not self._foreign_endpoints(signed):
-            return False
-        few = len(self._up) + len(self._calls) < limits.LINKS_DISCOVERED_MAX
-        return few or node_id not in self.replica.topology.reachable
-
-    def _foreign_endpoints(self, signed: SignedRecord) -> list[Endpoint]:
-        """Addresses such as a container bridge's are the same on every host: calling them would reach ourselves."""
-        own = self.own.record.endpoints
-        return [endpoint for endpoint in signed.record.endpoints if endpoint not in own]
-
-    def _discover(self, now: float) -> None:
-        """While links are few, some members that were not needed may be needed now."""
-        if self.config.discovery and len(self._up) < limits.LINKS_DISCOVERED_MAX:
-            ids = sorted(signed.node_id for signed in self.table if signed.node_id not in self._up)
-            for node_id in self._rng.sample(ids, min(limits.LINKS_DISCOVERED_MAX, len(ids))):
-                self.targets.want(node_id, self.targets.first_call_at(node_id, now))
-
-    def _dial(self, callee: Callee, endpoint: Endpoint, now: float) -> None:
-        number = self._number()
-        self._calls[number] = callee
-        self._dials[number] = now + limits.OPENING_SECONDS
-        self._effects.append(Dial(number, *endpoint, callee.attempts))
-        self.targets.calling(callee, number)
-
-    def _follow(self, delta: Delta, now: float) -> None:
-        """A record that is new, or of a new start, or that says another way: it may be worth a call."""
-        if delta.new is None or delta.node_id == self.node_id or not self.config.discovery:
-            return
-        if delta.old is None or way_to(delta.old) != way_to(delta.new):
-            self.targets.want(delta.node_id, self.targets.first_call_at(delta.node_id, now))
+        if not self.closed:
+            self.calls.failed(number, reason, now)
 
     # -- time -------------------------------------------------------------------------------------------------------
     def get_timer(self) -> float:
         flushes = [place.link.flush_at for place in self._up_places() if place.link.flush_at is not None]
-        calls = self.targets.get_timer() if len(self._dials) < limits.DIALS_MAX else None
+        calls = self.calls.get_timer()
         return min(self._tick_at, self.replica.get_timer(), *flushes, *([] if calls is None else [calls]))
 
     def handle_timer(self, now: float) -> None:
@@ -504,7 +419,8 @@ class Mesh:
             self._tick(now)
         change = self.replica.handle_timer(now)
         if change is not None:
-            self._reach_changed(change, now)
+            for node_id in sorted(change.lost):
+                self.calls.lost(node_id, now)
         self._settle(now)
         for place in self._up_places():
             if place.link.flush_at is not None and place.link.flush_at <= now:
@@ -517,15 +433,15 @@ class Mesh:
         lag = min(DEAD_SECONDS, now - self._tick_at)
         self._tick_at = now + TICK_SECONDS
         self._ticks += 1
-        for number in [number for number, deadline in self._dials.items() if deadline <= now]:
-            self._dials.pop(number)
+        for number in [number for number, deadline in self.calls.dials.items() if deadline <= now]:
+            self.calls.connected(number)
             self._ended(number, Ended("", status.NO_ANSWER), now)
         for number, place in list(self._places.items()):
             self._tick_link(number, place, lag, now)
         if self._ticks % HEARTBEAT_TICKS == 0:
             self._links_changed(now)
-        if self._ticks % DISCOVERY_TICKS == 0 and len(self._up) < min(LINKS_SOUGHT, len(self.table) - 1):
-            self._discover(now)
+        if self._ticks % DISCOVERY_TICKS == 0:
+            self.calls.discover_if_few(now)
 
     def _tick_link(self, number: int, place: Place, lag: float, now: float) -> None:
         link = place.link
@@ -539,19 +455,17 @@ class Mesh:
             if place.sync_at <= now:
                 self._exchange(place, now)
 
-    def _reach_changed(self, change: ReachChanged, now: float) -> None:
-        wait = retry_interval(len(self.table))
-        for node_id in sorted(change.lost):
-            self.targets.want(node_id, now + wait * self._rng.uniform(0.9, 1.1))
-
     # -- after every input ------------------------------------------------------------------------------------------
     def _settle(self, now: float) -> None:
         links = {number: self._places[number].link for number in self._up.values()}
         for delta in self.replica.flood(links, now):
-            self._follow(delta, now)
+            self.calls.follow(delta, now)
         if not self.closed:
-            self._call_due(now)
+            self.calls.make(now)
         self._send_all()
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
 
     def _up_places(self) -> list[Place]:
         return [self._places[number] for number in self._up.values()]
@@ -563,11 +477,6 @@ class Mesh:
     def _send(self, number: int, place: Place, force: bool = False) -> None:
         if place.link.unsent and (place.writable or force):
             self._effects.append(Send(number, place.link.data_to_send()))
-
-
-def way_to(signed: SignedRecord) -> tuple[object, ...]:
-    record = signed.record
-    return record.incarnation, record.endpoints, record.flags & FLAG_NAT
 
 
 def is_natted(place: Place) -> bool:

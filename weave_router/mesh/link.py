@@ -21,6 +21,7 @@ from weave_router.mesh.frames import Close, Digest, Frame, Heartbeat, Hello, Rec
 from weave_router.mesh.opening import Opening
 from weave_router.mesh.record import Endpoint, SignedRecord, Verify, decode_record_untrusted
 from weave_router.mesh.table import Version
+from weave_router.mesh.targets import literal
 from weave_router.tunnel.noise import TransportCipher
 
 OUTBOX_SECONDS: Final = 0.02
@@ -162,7 +163,8 @@ class Link:
             raise BadPacket("record of another key")
         self.peer = peer
         self._enter(State.UP)
-        return Up(peer, (frame.observed_host, frame.observed_port) if frame.observed_host else None)
+        seen = literal(frame.observed_host)
+        return Up(peer, (str(seen), frame.observed_port) if seen else None)
 
     def _receive_frame(self, frame: Frame | None, now: float) -> Event | None:
         match frame:
