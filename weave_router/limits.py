@@ -204,6 +204,9 @@ HANDOVER_DESCRIPTORS: Final = 2
 HANDOVER_READ_SECONDS: Final = 10.0
 """A request that has not arrived whole by then is dropped: the sender is on this machine."""
 
+HANDOVER_RETRY_SECONDS: Final = 0.05
+"""Pause after an accept that failed for want of descriptors: long enough not to spin, unseen by who waits."""
+
 HANDOVER_CLIENTS: Final = 64
 """Attach requests served at once; a kubelet starts some ten pods at a time, more wait in the socket's backlog."""
 

@@ -19,6 +19,7 @@ from weave_router.host.bridge import BridgePlan, gso_max_size
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.netlink_driver import Link, find
 from weave_router.host.steering import tap_hash
+from weave_router.limits import TAP_QUEUE_LENGTH
 
 from .conftest import Netns
 
@@ -55,7 +56,7 @@ def test_bridge_is_as_planned(host: Netns, tap: tap_driver.Tap) -> None:
     bridge, port = host.call(look, "weave"), host.call(look, "weave-tap")
     assert (bridge.mac, bridge.mtu, bridge.up) == (PLAN.mac, 1368, True)
     assert bridge.gso_max_size == gso_max_size(1368)
-    assert (port.master, port.mtu, port.txqlen, port.up) == (bridge.index, 1368, 128, True)
+    assert (port.master, port.mtu, port.txqlen, port.up) == (bridge.index, 1368, TAP_QUEUE_LENGTH, True)
     assert port.port["multicast_router"] == 2
     addresses = host.run("ip", "-o", "addr", "show", "dev", "weave")
     assert "10.32.0.1/12" in addresses

@@ -18,13 +18,15 @@ from typing import Any
 import pytest
 from pyroute2 import IPRoute
 
+from weave_router import limits
 from weave_router.host import bridge_driver, handover_driver, netfilter, pod_driver, sysctl_driver, tap_driver
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import port_name
 from weave_router.host.netlink_driver import find, links
 from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import Attached, PodPlan, mac_of, pod_plan
+from weave_router.host.pod import Attached, PodPlan, pod_plan
+from weave_router.ipam.number import mac_of, mac_text
 
 from .conftest import Netns
 
@@ -35,7 +37,7 @@ BRIDGE = BridgePlan(
     name="weave",
     tap="weave-tap",
     mtu=1368,
-    mac=mac_of(GATEWAY),
+    mac=mac_text(mac_of(int(GATEWAY))),
     addresses=(ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96")),
 )
 
@@ -405,6 +407,26 @@ def test_failure_at_any_step_leaves_nothing(
     monkeypatch.undo()
     assert everything(node) == before
     assert "eth0" not in pod.run("ip", "link")
+
+
+def test_port_that_does_not_come_up(
+    node: Node, make_netns: Callable[[], Netns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, pod = everything(node), make_netns()
+    real = pod_driver._configure_pod
+
+    def configure_and_take_down(*args: Any) -> Any:
+        inside = real(*args)
+        pod.run("ip", "link", "set", "eth0", "down")
+        return inside
+
+    assert pod_driver.PORT_UP_SECONDS == limits.PORT_UP_SECONDS
+    monkeypatch.setattr(pod_driver, "PORT_UP_SECONDS", 0.05)
+    monkeypatch.setattr(pod_driver, "_configure_pod", configure_and_take_down)
+    with pytest.raises(HostError) as caught:
+        node.attach(plan_of("a", "10.32.0.2/12"), pod)
+    assert caught.value.fault is Fault.POD_NO_CARRIER
+    assert everything(node) == before
 
 
 def test_interface_name_taken_in_the_pod(node: Node, make_netns: Callable[[], Netns]) -> None:

@@ -16,19 +16,25 @@ from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import mac_of, pod_plan
+from weave_router.host.pod import pod_plan
 from weave_router.host.underlay_driver import Underlay, has_default_route, host_routes, nameservers, underlay
+from weave_router.ipam.number import mac_of, mac_text
+from weave_router.limits import REAP_SECONDS
 
 from .conftest import Netns
 
 UNIVERSE4, UNIVERSE6 = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
 GATEWAY = IPv4Address("10.32.0.1")
 BRIDGE = BridgePlan(
-    "weave", "weave-tap", 1368, mac_of(GATEWAY), (ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96"))
+    "weave",
+    "weave-tap",
+    1368,
+    mac_text(mac_of(int(GATEWAY))),
+    (ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96")),
 )
 
 
-async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = False) -> int:
+async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = False, reap: bool = False) -> int:
     """A router's day without a router: open, build, attach, detach, close. Returns descriptors that leaked."""
     room = Host()
     tap = tap_driver.open_tap("weave-tap", 1)
@@ -60,6 +66,10 @@ async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = 
     if not leave_attached:
         stood = [await room.detach(plan.guard) for plan in plans]
         assert all(stood)
+        if reap:
+            assert room._reap is not None
+            await asyncio.wait_for(room._reap, 20 * REAP_SECONDS)
+            assert "vethwr" not in run("ip", "link")
         assert await room.reattach(plans) == []
     await room.close()
     leaked = len(os.listdir("/proc/self/fd")) - before
@@ -67,10 +77,10 @@ async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = 
     return leaked
 
 
-def in_namespace(host: Netns, pods: list[Netns], leave_attached: bool = False) -> int:
+def in_namespace(host: Netns, pods: list[Netns], leave_attached: bool = False, reap: bool = False) -> int:
     """The whole loop, its threads too, inside the host's namespace: threads inherit it."""
     paths = [pod.path for pod in pods]
-    return int(host.call(lambda: asyncio.run(life(paths, host.run, leave_attached))))
+    return int(host.call(lambda: asyncio.run(life(paths, host.run, leave_attached, reap))))
 
 
 def test_attach_and_detach_through_the_loops_door(host: Netns, make_netns: Callable[[], Netns]) -> None:
@@ -78,7 +88,7 @@ def test_attach_and_detach_through_the_loops_door(host: Netns, make_netns: Calla
     threads = threading.active_count()
     assert in_namespace(host, pods) == 0
     assert "vethwr" not in host.run("ip", "link")
-    assert in_namespace(host, pods) == 0  # and once more, over what the first left
+    assert in_namespace(host, pods, reap=True) == 0  # and once more, over what the first left
     assert threading.active_count() <= threads + 1
 
 

@@ -151,7 +151,7 @@ def connect(router: Router) -> socket.socket:
         ([handover.frame({}) + b"x"], 2),
         ([handover.frame({})], 0),
         ([handover.frame({})], 1),
-        ([handover.frame({})], 3),
+        ([handover.frame({})], limits.HANDOVER_DESCRIPTORS + 1),
         ([handover.frame({})], 50),
         ([handover.frame({})[:5]], 2),
         ([b""], 0),

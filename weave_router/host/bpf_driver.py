@@ -1,4 +1,8 @@
-"""Loads an eBPF socket filter by the bpf() system call. Called by tap_driver.py and the doctor; decides nothing."""
+"""Loads an eBPF socket filter by the bpf() system call.
+
+Decides nothing and knows no TAP: the bytecode comes from steering.py. Called by tap_driver.py alone. Whether the kernel
+lets us is an OSError, which the caller takes for a refused feature.
+"""
 
 import ctypes
 import os

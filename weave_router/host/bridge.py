@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
+from weave_router.ipam.number import mac_text
 from weave_router.limits import (
     SUPERFRAME_DATAGRAM_OVERHEAD,
     SUPERFRAME_SEGMENTS,
@@ -37,10 +38,6 @@ def gso_max_size(mtu: int) -> int:
     wanted = segments * (mtu - _TCP4_HEADERS)
     bound = (segments + 1) * (mtu - _TCP6_HEADERS_LONG) - 1
     return _TCP_HEADER_RESERVE + min(wanted, bound)
-
-
-def mac_text(mac: bytes) -> str:
-    return mac.hex(":")
 
 
 def random_mac(random: bytes) -> str:

@@ -5,6 +5,7 @@ root. What runs before there is a loop (locks, TAP, UDP port, doctor, reset) is 
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 from weave_router.host import bridge_driver, netfilter, pod_driver, tap_driver
 from weave_router.host.bridge import BridgePlan
+from weave_router.host.faults import HostError
 from weave_router.host.netfilter import PortGuard
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
@@ -20,6 +22,7 @@ from weave_router.host.pod import Attached, PodPlan
 from weave_router.limits import REAP_SECONDS
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class Host:
@@ -88,7 +91,10 @@ class Host:
     async def _reap_later(self) -> None:
         await asyncio.sleep(REAP_SECONDS)
         self._reap = None
-        await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+        try:
+            await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+        except HostError as error:  # they are off the network; the next detach tries again
+            _log.warning("%s", error)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

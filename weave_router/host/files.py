@@ -4,14 +4,13 @@
 launches with another ``--bridge`` name adds it.
 """
 
-from pathlib import PurePosixPath
 from typing import Final
 
 SOURCE_DIR: Final = "files"
 INSTALLED: Final = {
-    "networkmanager.conf": PurePosixPath("/etc/NetworkManager/conf.d/90-weave-router.conf"),
-    "networkd.network": PurePosixPath("/etc/systemd/network/05-weave-router.network"),
-    "networkd.link": PurePosixPath("/etc/systemd/network/05-weave-router.link"),
+    "networkmanager.conf": "/etc/NetworkManager/conf.d/90-weave-router.conf",
+    "networkd.network": "/etc/systemd/network/05-weave-router.network",
+    "networkd.link": "/etc/systemd/network/05-weave-router.link",
 }
 KEEPS_OFF: Final = {
     "NetworkManager": ("networkmanager.conf",),
@@ -20,7 +19,7 @@ KEEPS_OFF: Final = {
 }
 RUN_MARKS: Final = {
     # Exists while the program runs.
-    "NetworkManager": PurePosixPath("/run/NetworkManager"),
-    "systemd-networkd": PurePosixPath("/run/systemd/netif/links"),
-    "systemd-udevd": PurePosixPath("/run/udev/control"),
+    "NetworkManager": "/run/NetworkManager",
+    "systemd-networkd": "/run/systemd/netif/links",
+    "systemd-udevd": "/run/udev/control",
 }

@@ -5,7 +5,7 @@
 
 import os
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from weave_router.host.files import INSTALLED, KEEPS_OFF, RUN_MARKS, SOURCE_DIR
 
@@ -40,8 +40,8 @@ def is_running(manager: str, root: Path = Path("/")) -> bool:
     return _under(root, RUN_MARKS[manager]).exists()
 
 
-def _under(root: Path, path: PurePosixPath) -> Path:
-    return root / path.relative_to("/")
+def _under(root: Path, path: str) -> Path:
+    return root / path.removeprefix("/")
 
 
 def main(arguments: list[str]) -> int:

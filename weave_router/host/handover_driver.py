@@ -26,6 +26,7 @@ from weave_router.limits import (
     HANDOVER_CLIENTS,
     HANDOVER_DESCRIPTORS,
     HANDOVER_READ_SECONDS,
+    HANDOVER_RETRY_SECONDS,
 )
 
 _CLONE_NEWNET: Final = 0x40000000
@@ -118,7 +119,8 @@ def hand_over(path: Path, request: dict[str, Any], pod: PodHandle, *, timeout: f
         try:
             message = handover.frame(request)
             sent = socket.send_fds(client, [message], [pod.netlink, pod.netns])
-            client.sendall(message[sent:])
+            if sent < len(message):  # no empty send: a router that has answered and gone already would fail it
+                client.sendall(message[sent:])
             length = handover.length_untrusted(_read(client, handover.HEAD_BYTES))
             return handover.body_untrusted(_read(client, length))
         except (OSError, BadPacket) as error:
@@ -191,11 +193,10 @@ class HandoverServer:
         return listener
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._room.acquire()
             try:
-                client, _ = await loop.sock_accept(listener)
+                client = await _accept_one(listener)
             except BaseException:
                 self._room.release()
                 raise
@@ -239,6 +240,20 @@ class HandoverServer:
         if not delivered:
             request.hung_up.set()
             await self._abandoned(request, reply)
+
+
+async def _accept_one(listener: socket.socket) -> socket.socket:
+    """By hand: asyncio's own sock_accept, cancelled as a connection comes, accepts it and raises in the loop (3.11)."""
+    while True:
+        await _readable(listener)
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            continue
+        except OSError:  # out of descriptors, or the client went: the others wait in the backlog
+            await asyncio.sleep(HANDOVER_RETRY_SECONDS)
+            continue
+        return client
 
 
 def _is_trusted(client: socket.socket) -> bool:

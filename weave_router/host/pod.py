@@ -12,6 +12,7 @@ from weave_router.host.bridge import gso_max_size, link_local_of
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import check_ifname, port_name
 from weave_router.host.netfilter import PortGuard
+from weave_router.ipam.number import mac_of, mac_text
 from weave_router.limits import POD_MTU_MAX, POD_MTU_MIN
 
 ALIAS_PREFIX: Final = "weave-router "
@@ -94,7 +95,7 @@ def pod_plan(
         ifname=ifname,
         port=port_name(attachment, ifname),
         bridge=bridge,
-        mac=mac_of(address.ip),
+        mac=mac_text(mac_of(number)),
         mtu=mtu,
         gso_max_size=gso_max_size(mtu),
         ipv4=address,
@@ -105,11 +106,6 @@ def pod_plan(
         station=station,
         refuse=refuse,
     )
-
-
-def mac_of(address: IPv4Address) -> str:
-    """The derived MAC: 0a:58 and the host number (design-dataplane 2)."""
-    return (b"\x0a\x58" + address.packed).hex(":")
 
 
 def check_mtu(mtu: int) -> int:

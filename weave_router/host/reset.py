@@ -1,4 +1,8 @@
-"""What ``reset`` removes, as an ordered list of steps. Pure; reset_driver.py finds what there is and removes it."""
+"""What ``reset`` removes, as an ordered list of steps.
+
+Pure: knows no link and no file but by name. reset_driver.py finds what there is, asks here, and removes it. Called by
+reset_driver.py alone.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
