@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The ownership core with one line wrong: one mutant for each clause of R1 to R12, and the small world that finds it.
 
 A mutant is a replacement in the source of one file of the core, loaded as modules of their own: the core itself has no

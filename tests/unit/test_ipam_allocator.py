@@ -53,11 +53,12 @@ class Machine(RuleBasedStateMachine):
 
     holders = st.sampled_from([Holder(f"c{i}", f"eth{i % 2}") for i in range(6)])
     blocks_of_range = st.integers(0, 15)
-    numbers = st.integers(BASE - 1, BASE + 64)
+    numbers = st.integers(BASE + 2, BASE + 14) | st.integers(BASE - 1, BASE + 64)
 
     @initialize()
     def begin(self) -> None:
-        self.allocator = small(excluded=("10.32.0.9/32",))
+        self.allocator = small(1, 2, excluded=("10.32.0.9/32",))
+        self.blocks = {1: True, 2: True}
 
     # --- the model's own arithmetic ---
 
@@ -157,6 +158,7 @@ class Machine(RuleBasedStateMachine):
         self.now += seconds
         self.store(self.allocator.handle_timer(self.now))
         self.cool()
+        assert self.stored_resting == self.allocator.resting() == {n: h for n, (_, h) in self.resting.items()}
 
     @rule()
     def restart(self) -> None:
