@@ -372,6 +372,20 @@ def test_message_1_of_an_earlier_incarnation_is_refused() -> None:
     assert not b.sessions
 
 
+def test_jump_above_restored_state_is_accepted_by_who_knew_the_later_incarnation() -> None:
+    net = Net(47)
+    a, b = pair(net)
+    b.learn(a, incarnation=7)  # what b remembers of a's life before the restored backup
+    a.send(b, 100)
+    net.run(1.0)
+    assert not a.has_session(b)
+    a.incarnation = 8
+    a.tunnel.incarnation_set(8)
+    b.learn(a)
+    net.run(2.0)
+    assert a.has_session(b) and b.has_session(a)
+
+
 def test_every_flipped_byte_and_every_length_of_both_messages_is_silence() -> None:
     net = Net(43)
     a, b = pair(net)

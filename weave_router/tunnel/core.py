@@ -58,6 +58,10 @@ class Tunnel:
             self._schedule(connection)
         return self._drain()
 
+    def incarnation_set(self, incarnation: int) -> None:
+        """Restored state was found out and jumped above: later handshakes say so. Peers who know of it start them."""
+        self._shared.incarnation = incarnation
+
     def local_addresses_set(self, addresses: frozenset[str]) -> None:
         """Addresses of this host's interfaces: what a peer sees and is not here was translated."""
         self._shared.local_addresses = addresses

@@ -93,6 +93,9 @@ class TunnelDriver:
         self._engine.tokens_set([(token.id, token.mac1_key) for token in tokens])
         self._apply(self._tunnel.tokens_set(tokens, self._clock()))
 
+    def incarnation_set(self, incarnation: int) -> None:
+        self._tunnel.incarnation_set(incarnation)
+
     def local_addresses_set(self, addresses: frozenset[str]) -> None:
         self._tunnel.local_addresses_set(addresses)
 

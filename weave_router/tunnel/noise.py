@@ -145,12 +145,11 @@ class _Symmetric:
 class HandshakeState:
     """One handshake. ``static``, ``ephemeral``: raw private keys; ``remote_static``: raw public key.
 
-    Messages are written and read in turn; out of turn is our bug (``RuntimeError``). Without ``ephemeral`` the library
-    makes one; cores hand one in.
+    Messages are written and read in turn; out of turn is our bug (``RuntimeError``).
     """
 
     def __init__(self, pattern: Pattern, suite: Suite, *, initiator: bool, prologue: bytes, psks: Sequence[bytes],
-                 static: bytes, remote_static: bytes | None = None, ephemeral: bytes | None = None) -> None:
+                 static: bytes, ephemeral: bytes, remote_static: bytes | None = None) -> None:
         if any(len(psk) != KEY_SIZE for psk in psks):
             raise ValueError("a pre-shared key has 32 bytes")
         if len(psks) != sum(message.count("psk") for message in _MESSAGES[pattern]):
@@ -161,8 +160,7 @@ class HandshakeState:
         self._psk_next = 0
         self._message_next = 0
         self._static = X25519PrivateKey.from_private_bytes(static)
-        self._ephemeral = (X25519PrivateKey.generate() if ephemeral is None
-                           else X25519PrivateKey.from_private_bytes(ephemeral))
+        self._ephemeral = X25519PrivateKey.from_private_bytes(ephemeral)
         self.remote_static = remote_static
         self._remote_ephemeral: bytes | None = None
         self._symmetric.mix_hash(prologue)

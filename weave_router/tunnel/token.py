@@ -35,13 +35,14 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str, size: int, name: str) -> bytes:
-    padded = text.upper() + "=" * (-len(text) % 8)
-    try:
-        data = base64.b32decode(padded)
-    except (binascii.Error, ValueError):
-        raise UsageError(f"the token's {name} has characters that no token has: copy the whole line again") from None
-    if len(data) != size or _encode(data) != text.lower():
+    if len(text) != -(-size * 8 // 5):
         raise UsageError(f"the token's {name} is incomplete: copy the whole line again")
+    try:
+        data = base64.b32decode(text.upper() + "=" * (-len(text) % 8))
+    except (binascii.Error, ValueError):
+        data = b""
+    if _encode(data) != text.lower():  # also where unused bits of the last character are set
+        raise UsageError(f"the token's {name} has characters that no token has: copy the whole line again")
     return data
 
 
