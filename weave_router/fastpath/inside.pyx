@@ -717,11 +717,11 @@ cdef void multicast(Worker *w, const Frame *f, const uint8_t *vnet) noexcept nog
     if f.ethertype == ETHERTYPE_ARP:
         if arp_inside(w, f):
             return
-    elif f.protocol == PROTO_IGMP:
+    elif f.family == 4 and f.protocol == PROTO_IGMP:
         group_report(w, f)
         drop(w, D_LINK_LOCAL)
         return
-    elif f.protocol == PROTO_ICMPV6:
+    elif f.family == 6 and f.protocol == PROTO_ICMPV6:
         if nd_inside(w, f):
             return
     flood(w, f, vnet)
