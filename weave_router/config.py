@@ -31,7 +31,7 @@ REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "l
 
 OTHER_VARIABLES: Final = frozenset({
     "CONFIG", "REFUSE", "JSON", "IFNAME", "CONTAINER_ID", "REPLACE", "PEER", "POD", "COUNT", "SECONDS", "SNAP", "WRITE",
-    "OUTPUT", "FORCE", "DOMAIN_OF", "BIN",
+    "OUTPUT", "FORCE", "DOMAIN_OF", "ADDRESS", "BIN",
 })
 """Variables of this prefix that are no launch option: the file, the refused features, other commands' flags, and
 ``BIN``, by which tests and demo name the program."""
@@ -142,8 +142,8 @@ def _switch(value: object) -> bool:
 
 def _name(value: object) -> str:
     name = _text(value)
-    if not name or not name.isprintable() or len(name) > limits.RECORD_NAME_MAX:
-        raise ValueError(f"a name has 1 to {limits.RECORD_NAME_MAX} printable characters")
+    if not name or not name.isprintable() or len(name.encode()) > limits.RECORD_NAME_MAX:
+        raise ValueError(f"a name has 1 to {limits.RECORD_NAME_MAX} printable bytes")
     return name
 
 
@@ -241,10 +241,10 @@ def parse_target(text: str, default_port: int = PORT_DEFAULT) -> tuple[str, int]
     """``HOST``, ``HOST:PORT``, ``IPV6`` or ``[IPV6]:PORT`` as (host, port). Raises ValueError with a half sentence."""
     host, port = text, str(default_port)
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
+        host, bracket, rest = text[1:].partition("]")
         if rest:
             port = rest[1:] if rest.startswith(":") else "?"
-        valid = _is_address(host, 6)
+        valid = bool(bracket) and _is_address(host, 6)
     else:
         if text.count(":") == 1:
             host, port = text.split(":")

@@ -6,7 +6,8 @@ with the sentence to print: NotRunningError where nothing answers, and whatever 
 
 import http.client
 import socket
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -18,19 +19,24 @@ from weave_router.errors import NotRunningError, UsageError, UserError
 
 _T = TypeVar("_T")
 SOCKET_NAME: Final = "api.sock"
-_ANSWER_MAX: Final = 256 << 20
-"""A report of a full cluster stays far below; a socket that is no router's ends here."""
 
 
 class _UnixConnection(http.client.HTTPConnection):
+    """Keeps the socket: the base class lets go of it as soon as the answer begins (Connection: close)."""
+
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(timeout)
 
     def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        self.socket.connect(self._path)
+        self.sock = self.socket
+
+    def close(self) -> None:
+        super().close()
+        self.socket.close()
 
 
 class ApiClient:
@@ -54,41 +60,38 @@ class ApiClient:
 
     def stream(self, path: str, query: Mapping[str, str | int | float]) -> Generator[bytes, None, None]:
         """Pieces of an answer that goes on; closing the generator hangs up."""
-        connection, response = self._open("GET", f"{path}?{urlencode(query)}", None)
-        try:
-            assert connection.sock is not None
-            connection.sock.settimeout(None)
-            while piece := response.read1(1 << 16):
-                yield piece
-        except (OSError, http.client.HTTPException):
-            raise UserError("the router hung up in the middle; see its log") from None
-        finally:
-            connection.close()
+        with self._answer("GET", f"{path}?{urlencode(query)}", None) as (response, connection):
+            connection.settimeout(None)
+            try:
+                while piece := response.read1(1 << 16):
+                    yield piece
+            except (OSError, http.client.HTTPException):
+                raise UserError("the router hung up in the middle; see its log") from None
 
     def _read(self, method: str, path: str, body: bytes | None) -> bytes:
-        connection, response = self._open(method, path, body)
-        try:
-            data = response.read(_ANSWER_MAX)
-        except (OSError, http.client.HTTPException):
-            raise UserError(f"the router's answer on {self.path} broke off; try again, and see its log") from None
-        finally:
-            connection.close()
-        return data
+        with self._answer(method, path, body) as (response, _):
+            try:
+                return response.read()
+            except (OSError, http.client.HTTPException):
+                raise UserError(f"the router's answer on {self.path} broke off; try again, and see its log") from None
 
-    def _open(self, method: str, path: str, body: bytes | None) -> tuple[_UnixConnection, http.client.HTTPResponse]:
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, body: bytes | None
+    ) -> Iterator[tuple[http.client.HTTPResponse, socket.socket]]:
+        """An answer that has begun well, and its socket."""
         connection = _UnixConnection(self.path, self._timeout)
-        try:
-            connection.request(method, path, body, {"Connection": "close", "Accept": "application/json"})
-            response = connection.getresponse()
-            if response.status != 200:
-                raise _refusal(response.status, response.read(limits.API_BODY_MAX))
-        except UserError:
-            connection.close()
-            raise
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise self._no_answer(error) from None
-        return connection, response
+        with closing(connection):
+            try:
+                connection.request(method, path, body, {"Connection": "close", "Accept": "application/json"})
+                response = connection.getresponse()
+                refused = response.read(limits.API_BODY_MAX) if response.status != 200 else None
+            except (OSError, http.client.HTTPException) as error:
+                raise self._no_answer(error) from None
+            with response:
+                if refused is not None:
+                    raise _refusal(response.status, refused)
+                yield response, connection.socket
 
     def _no_answer(self, error: Exception) -> UserError:
         if isinstance(error, PermissionError):

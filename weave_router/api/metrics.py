@@ -2,7 +2,8 @@
 
 Names of Weave (``weave_connections``, ``weave_connection_terminations_total``, ``weave_ips``, ``weave_max_ips``) where
 they mean the same; ours begin with ``weave_router_``. ``encryption`` is the first label of whatever has it, so that
-plaintext cannot be overlooked. Called by handlers.py on the event loop's thread.
+plaintext cannot be overlooked; labels are printed in the order of the alphabet, so no other may sort before it.
+Called by handlers.py on the event loop's thread.
 """
 
 import re
@@ -22,6 +23,12 @@ from weave_router.api.router_api import RouterApi
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _OWN_FAMILY: Final = frozenset({"connection_terminations"})
 _CONNECTION_LABELS: Final = ("encryption", "peer", "nickname")
+_CONNECTION_COUNTERS: Final = {
+    "tx_bytes": "Bytes sent to the peer.",
+    "rx_bytes": "Bytes received from the peer.",
+    "tx_packets": "Datagrams sent to the peer.",
+    "rx_packets": "Datagrams received from the peer.",
+}
 
 
 class RouterCollector(Collector):
@@ -93,27 +100,25 @@ def _connections(connections: tuple[schema.Connection, ...], counters: Mapping[s
 
 
 def _connection_figures(connections: tuple[schema.Connection, ...]) -> Iterator[Metric]:
-    directed = (*_CONNECTION_LABELS, "direction")
-    octets = CounterMetricFamily("weave_router_connection_bytes", "Bytes on the underlay.", labels=directed)
-    packets = CounterMetricFamily("weave_router_connection_packets", "Datagrams on the underlay.", labels=directed)
+    labelled = _by_peer(connections).items()
+    for name, what in _CONNECTION_COUNTERS.items():
+        counter = CounterMetricFamily(f"weave_router_connection_{name}", what, labels=_CONNECTION_LABELS)
+        for labels, connection in labelled:
+            counter.add_metric(list(labels), getattr(connection, name))
+        yield counter
     rtt = GaugeMetricFamily("weave_router_connection_rtt_seconds", "Round trip.", labels=_CONNECTION_LABELS)
     mtu = GaugeMetricFamily("weave_router_connection_path_mtu_bytes", "Path MTU.", labels=_CONNECTION_LABELS)
     reasons = GaugeMetricFamily(
         "weave_router_connection_reason", "1: why it is down, slow or weak.", labels=(*_CONNECTION_LABELS, "reason")
     )
-    for labels, connection in _by_peer(connections).items():
-        key = list(labels)
-        octets.add_metric([*key, "tx"], connection.tx_bytes)
-        octets.add_metric([*key, "rx"], connection.rx_bytes)
-        packets.add_metric([*key, "tx"], connection.tx_packets)
-        packets.add_metric([*key, "rx"], connection.rx_packets)
+    for labels, connection in labelled:
         if connection.rtt is not None:
-            rtt.add_metric(key, connection.rtt)
+            rtt.add_metric(list(labels), connection.rtt)
         if connection.path_mtu is not None:
-            mtu.add_metric(key, connection.path_mtu)
+            mtu.add_metric(list(labels), connection.path_mtu)
         if connection.reason:
-            reasons.add_metric([*key, connection.reason], 1)
-    yield from (octets, packets, rtt, mtu, reasons)
+            reasons.add_metric([*labels, connection.reason], 1)
+    yield from (rtt, mtu, reasons)
 
 
 def _by_peer(connections: tuple[schema.Connection, ...]) -> dict[tuple[str, str, str], schema.Connection]:

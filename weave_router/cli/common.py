@@ -1,4 +1,7 @@
-"""What several commands share: options, output, the way to the router. Imports nothing slow."""
+"""What several commands share: options, output, and the way to the router.
+
+Imports nothing slow: every command pays for it. Knows no command; called by the files of this room alone.
+"""
 
 import os
 import stat

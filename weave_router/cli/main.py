@@ -61,7 +61,8 @@ class CommandGroup(click.Group):
             fail(str(error), error.exit_status)
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx else PROGRAM
-            fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
+            message = error.format_message().replace(". Did you mean", "; did you mean")
+            fail(f"{message.rstrip('.?')}; see `{path} --help`", 2)
         except click.ClickException as error:
             fail(error.format_message().rstrip("."), 1)
         except (click.Abort, KeyboardInterrupt):

@@ -1,4 +1,7 @@
-"""`status [SUBJECT]`: asks the router for the page and prints it as text or JSON."""
+"""`status [SUBJECT]`: asks the router for the page and prints it as text or JSON.
+
+Decides nothing: the values are the router's, the layout is api/text.py's. JSON comes out as the router sent it.
+"""
 
 import time
 from typing import Any

@@ -1,4 +1,7 @@
-"""`connect` and `forget`: the addresses that the router keeps trying, changed while it runs."""
+"""`connect` and `forget`: the addresses that the router keeps trying, changed while it runs.
+
+Both check what was typed before they ask, so that a typing error is seen without a router too.
+"""
 
 import click
 

@@ -1,4 +1,7 @@
-"""`token new` and `token status`: the cluster's secret, made here, and who has which."""
+"""`token new` and `token status`: the cluster's secret, made here, and which node has which.
+
+`new` needs no router and prints the one secret this program ever prints; `status` shows ids only.
+"""
 
 import contextlib
 import os
