@@ -149,7 +149,7 @@ install: .setup/dependencies
 	@sed 's,/usr/local/bin/,$(BINDIR)/,; s,/etc/weave-router/,$(CONFDIR)/,' deploy/weave-router.service \
 	  > $(UNITDIR)/weave-router.service
 	@if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "Next: (umask 077; weave-router token new > $(CONFDIR)/token), the same file on every host,"
+	@echo "Next: weave-router token new > $(CONFDIR)/token, the same file on every host,"
 	@echo "options in $(CONFDIR)/environment, then systemctl enable --now weave-router"
 
 uninstall:
