@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_interface
 
 import pytest
@@ -79,12 +80,16 @@ def test_second_start_changes_nothing(host: Netns) -> None:
     assert (host.call(look, "weave"), host.call(look, "weave-tap"), host.run("ip", "-o", "addr")) == before
 
 
-def test_mtu_is_pinned_against_smaller_ports(host: Netns, tap: tap_driver.Tap) -> None:
+@pytest.mark.parametrize("mtu", [1368, 1500, 65000])
+def test_mtu_is_pinned_against_smaller_ports(host: Netns, mtu: int) -> None:
+    """1,500 is what a new bridge has: setting it again would pin nothing."""
+    tap = host.call(make, replace(PLAN, mtu=mtu))
     host.run("ip", "link", "add", "small", "mtu", "1300", "type", "veth", "peer", "small-peer")
     host.run("ip", "link", "set", "small", "master", "weave")
-    assert host.call(look, "weave").mtu == 1368
+    assert host.call(look, "weave").mtu == mtu
     host.run("ip", "link", "del", "small")
-    assert host.call(look, "weave").mtu == 1368
+    assert host.call(look, "weave").mtu == mtu
+    tap_driver.close_tap(tap)
 
 
 def test_mac_stays_when_ports_come_and_go(host: Netns) -> None:
@@ -200,6 +205,17 @@ def test_steering_keeps_both_directions_of_a_flow_on_one_queue(host: Netns) -> N
         assert seen[0] == seen[1] == tap_hash(frame) % queues == tap_hash(back) % queues
         used.add(seen[0])
     assert used == set(range(queues))
+    tap_driver.close_tap(tap)
+
+
+def test_refused_steering_removes_the_program_of_the_last_start(host: Netns) -> None:
+    queues = 4
+    tap_driver.close_tap(host.call(tap_driver.open_tap, "t", queues))
+    tap = host.call(tap_driver.open_tap, "t", queues, frozenset({"bpf"}))
+    tap_driver.set_carrier(tap, True)
+    host.run("sysctl", "-qw", "net.ipv6.conf.t.disable_ipv6=1")
+    host.run("ip", "link", "set", "dev", "t", "up")
+    assert any(arrival(host, tap, frame) != tap_hash(frame) % queues for frame, _ in flows())
     tap_driver.close_tap(tap)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator
+from errno import EMFILE
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,28 @@ async def test_silent_client_is_dropped(router: Router, monkeypatch: pytest.Monk
     assert await asyncio.to_thread(client.recv, 1) == b""
     assert router.server.refused == 1
     client.close()
+
+
+class OutOfDescriptors(socket.socket):
+    """A listener whose first accept fails for want of descriptors."""
+
+    failed = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not self.failed:
+            self.failed = True
+            raise OSError(EMFILE, "no descriptors")
+        return super().accept()
+
+
+async def test_accept_goes_on_when_descriptors_are_short(tmp_path: Path) -> None:
+    with OutOfDescriptors(socket.AF_UNIX, socket.SOCK_STREAM) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "x"))
+        listener.listen()
+        client.connect(str(tmp_path / "x"))
+        accepted = await asyncio.wait_for(handover_driver._accept_one(listener), 20 * limits.HANDOVER_RETRY_SECONDS)
+        assert listener.failed
+        accepted.close()
 
 
 def test_router_that_is_not_there(tmp_path: Path) -> None:
