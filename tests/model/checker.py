@@ -120,6 +120,7 @@ class Search:
         self.told: dict[tuple[int, int, frozenset[bytes]], list[Move]] = {}
         self.single: dict[int, str | None] = {}
         self.pair: dict[tuple[int, int], str | None] = {}
+        self.parents: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self.names = NAMES[: config.nodes]
         self.sent = [rule for rule in invariants.SENT if rule.__name__ not in config.without]
         self.first_disk: dict[bytes, State] = {}
@@ -475,7 +476,7 @@ class Search:
         entries, net, budgets = self.initial()
         first = (*entries, net, budgets)
         budget_sets: dict[tuple[int, ...], tuple[int, ...]] = {budgets: budgets}
-        parents: dict[tuple[Any, ...], tuple[Any, ...] | None] = {first: None}
+        parents = self.parents = {first: None}
         depths = deque([0])
         queue = deque([first])
         n = self.config.nodes
@@ -525,6 +526,10 @@ class Search:
         else:
             result.complete = True
         return self._finish(result, started)
+
+    def visited_entries(self) -> set[tuple[int, ...]]:
+        """The nodes' part of every state seen."""
+        return {state[: self.config.nodes] for state in self.parents}
 
     def _finish(self, result: Result, started: float) -> Result:
         result.seconds, result.mebibytes = time.monotonic() - started, resident()
