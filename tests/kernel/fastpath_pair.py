@@ -224,6 +224,7 @@ def start_side(namespace: Namespace, tap: str, port: int, *, sockets_in: Namespa
     engine.start(taps, [s.fileno() for s in sockets], vnet_hdr=VNET, tap_csum=bool(offloads & CSUM),
                  tap_tso=bool(offloads & TSO4), tap_uso=bool(offloads & USO4))  # fmt: skip
     engine.universe_set(UNIVERSE, UNIVERSE_BITS, PREFIX6)
+    wait_for(lambda: transmits(namespace, tap))
     return Side(engine, taps, sockets, Port(namespace, watch[0], vnet=watch[1]))
 
 
@@ -258,7 +259,7 @@ def pair(*, workers: int = 1, suite: int = fp.SUITE_AESGCM, session_flags: int =
                  suite=suite, flags=session_flags, pod_mtu=pod_mtu)  # fmt: skip
         both = Pair(a, b, outer, spaces)
         both.path(payload_max)
-        wait_for(lambda: carriers(right, "tb", "v1"))
+        wait_for(lambda: carriers(right, "tb", "v1") and transmits(right, "v0"))
         both.exchange([])
         yield both
 
@@ -269,6 +270,12 @@ def no_bridge_netfilter() -> None:
         knob = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
         if knob.exists():
             knob.write_text("0")
+
+
+def transmits(space: Namespace, interface: str) -> bool:
+    """Has the kernel noticed the carrier? Until then the queue is one that swallows everything."""
+    command = ["ip", "-n", space.name, "-o", "link", "show", interface]
+    return " qdisc noop" not in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def carriers(space: Namespace, *interfaces: str) -> bool:

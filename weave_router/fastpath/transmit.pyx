@@ -272,6 +272,7 @@ cdef void train_flush(Worker *w, Train *t) noexcept nogil:
                     event_simple(w, EV_GSO_OFF_, t.slot, e)
                 send_singly(w, t)
             else:
+                set64(&w.drops[<int>D_SEND], w.drops[<int>D_SEND] + <uint64_t>(t.count - 1))  # one by drop_traced
                 drop_traced(w, D_SEND, e)
                 path_error(w, t.path, t.slot, e)
     trace(w, TRACE_FLUSH, t.slot, (<uint64_t>t.count << 32) | <uint64_t>t.used)
