@@ -112,9 +112,14 @@ def test_connect_forget_detach(served, client) -> None:
 # --- refusals: every sentence of this room ----------------------------------------------------------------------
 
 MANY = json.dumps({"targets": ["a"] * (limits.TARGETS_MAX + 1)}).encode()
+PATHS = ", ".join([
+    "/status", *(f"/status/{subject}" for subject in text.SUBJECTS), "/tokens", "/metrics", "/report", "/capture",
+    "/connect", "/forget", "/detach",
+])  # fmt: skip
 REFUSALS = [
-    ("GET", "/nothing", b"", 404, "404: Not Found"),
-    ("GET", "/status/nothing", b"", 404, f"no subject 'nothing'; there are {', '.join(text.SUBJECTS)}"),
+    ("GET", "/nothing", b"", 404, f"there is nothing at '/nothing'; there are {PATHS}"),
+    ("GET", "/status/nothing", b"", 404, f"there is nothing at '/status/nothing'; there are {PATHS}"),
+    ("POST", "/", b"", 404, f"there is nothing at '/'; there are {PATHS}"),
     ("DELETE", "/status", b"", 405, "/status takes GET"),
     ("PUT", "/capture", b"", 405, "/capture takes GET"),
     ("GET", "/connect", b"", 405, "/connect takes POST"),

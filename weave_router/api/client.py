@@ -6,6 +6,7 @@ with the sentence to print: NotRunningError where nothing answers, and whatever 
 
 import http.client
 import socket
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any, Final, TypeVar
@@ -19,6 +20,7 @@ from weave_router.errors import NotRunningError, UsageError, UserError
 
 _T = TypeVar("_T")
 SOCKET_NAME: Final = "api.sock"
+_BACKLOG_PAUSE: Final = 0.02
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -27,11 +29,22 @@ class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._path = path
+        self._patience = timeout
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
 
     def connect(self) -> None:
-        self.socket.connect(self._path)
+        """A unix socket with a time-out does not wait for a place in the backlog, so this does."""
+        ends_at = time.monotonic() + self._patience
+        while True:
+            try:
+                self.socket.connect(self._path)
+            except BlockingIOError:
+                if time.monotonic() > ends_at:
+                    raise TimeoutError from None
+                time.sleep(_BACKLOG_PAUSE)
+            else:
+                break
         self.sock = self.socket
 
     def close(self) -> None:
@@ -111,7 +124,7 @@ class ApiClient:
     def _decode(self, data: bytes, kind: type[_T]) -> _T:
         try:
             return msgspec.json.decode(data, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the router's answer ({error}); are this command and the router of one version?"
             ) from None
@@ -121,6 +134,6 @@ def _refusal(status: int, body: bytes) -> UserError:
     """What the router said, with its exit status."""
     try:
         reply: Any = msgspec.json.decode(body, type=schema.ErrorReply)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return UserError(f"the router refused with HTTP status {status}")
     return UsageError(reply.error) if reply.exit_status == 2 else UserError(reply.error)

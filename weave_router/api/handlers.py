@@ -22,7 +22,7 @@ from weave_router.errors import UsageError, UserError
 
 _log = logging.getLogger(__name__)
 _Request = TypeVar("_Request", schema.ConnectRequest, schema.ForgetRequest, schema.DetachRequest)
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 CAPTURE_PATH: Final = "/capture"
 
@@ -35,34 +35,57 @@ class Handlers:
         self._metrics = Metrics(router)
         self.stopping = asyncio.Event()
         self.door: Door | None = None
+        self._routes: dict[str, tuple[str, _Handler]] = {
+            "/status": ("GET", self._status),
+            **{f"/status/{subject}": ("GET", self._subject) for subject in text.SUBJECTS},
+            "/tokens": ("GET", self._tokens),
+            "/metrics": ("GET", self._scrape),
+            "/report": ("GET", self._report),
+            CAPTURE_PATH: ("GET", self._capture),
+            "/connect": ("POST", self._connect),
+            "/forget": ("POST", self._forget),
+            "/detach": ("POST", self._detach),
+        }
 
-    def application(self) -> web.Application:
-        application = web.Application(client_max_size=limits.API_BODY_MAX, middlewares=[_answer_errors])
-        application.add_routes([
-            web.get("/status", self._status, allow_head=False),
-            web.get("/status/{subject}", self._subject, allow_head=False),
-            web.get("/tokens", self._tokens, allow_head=False),
-            web.get("/metrics", self._scrape, allow_head=False),
-            web.get("/report", self._report, allow_head=False),
-            web.get(CAPTURE_PATH, self._capture, allow_head=False),
-            web.post("/connect", self._connect),
-            web.post("/forget", self._forget),
-            web.post("/detach", self._detach),
-        ])
-        return application
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The person's errors become sentences, ours a logged traceback and a 500; the router goes on."""
+        try:
+            return await self._route(request)
+        except UserError as error:
+            return _error(400 if isinstance(error, UsageError) else 409, str(error), error.exit_status)
+        except web.HTTPRequestEntityTooLarge:
+            return _error(413, f"the body is larger than {limits.API_BODY_MAX} bytes", 2)
+        except web.RequestPayloadError:
+            return _error(400, f"the body of {request.path} broke off or is no HTTP", 2)
+        except TimeoutError:
+            return _error(504, f"the router did not answer within {limits.API_HANDLER_SECONDS:g} s; see its log")
+        except ConnectionError:
+            raise
+        except Exception:
+            _log.exception("request failed", extra={"method": request.method, "path": request.path})
+            return _error(500, "the router failed to answer; its log says why")
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        method, handler = self._routes.get(request.path, ("", None))
+        if handler is None:
+            return _error(404, f"there is nothing at {request.path!a}; there are {', '.join(self._routes)}", 2)
+        if request.method != method:
+            return _error(405, f"{request.path} takes {method}", 2)
+        if request.path == CAPTURE_PATH:
+            return await handler(request)
+        async with asyncio.timeout(limits.API_HANDLER_SECONDS):
+            return await handler(request)
 
     # -- what is read --------------------------------------------------------------------------------------------
 
-    async def _status(self, request: web.Request) -> web.Response:
+    async def _status(self, request: web.BaseRequest) -> web.Response:
         report = status_report(self._router)
         if _wants_text(request):
             return web.Response(text=text.render(report, "", time.time()) + "\n")
         return _json(report)
 
-    async def _subject(self, request: web.Request) -> web.Response:
-        subject = request.match_info["subject"]
-        if subject not in text.SUBJECTS:
-            raise web.HTTPNotFound(text=f"no subject {subject!r}; there are {', '.join(text.SUBJECTS)}")
+    async def _subject(self, request: web.BaseRequest) -> web.Response:
+        subject = request.path.removeprefix("/status/")
         if _wants_text(request):
             return web.Response(text=text.render(status_report(self._router), subject, time.time()) + "\n")
         return _json(self._section(subject))
@@ -72,29 +95,29 @@ class Handlers:
             return self._router.ipam().attachments
         return getattr(self._router, subject)()
 
-    async def _tokens(self, request: web.Request) -> web.Response:
+    async def _tokens(self, request: web.BaseRequest) -> web.Response:
         return _json(self._router.tokens())
 
-    async def _scrape(self, request: web.Request) -> web.Response:
+    async def _scrape(self, request: web.BaseRequest) -> web.Response:
         return web.Response(body=self._metrics.scrape(), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _report(self, request: web.Request) -> web.Response:
+    async def _report(self, request: web.BaseRequest) -> web.Response:
         return _json(bounded_report(self._router, time.time()))
 
     # -- what is told --------------------------------------------------------------------------------------------
 
-    async def _connect(self, request: web.Request) -> web.Response:
+    async def _connect(self, request: web.BaseRequest) -> web.Response:
         return _json(await self._router.connect(await _body_untrusted(request, schema.ConnectRequest)))
 
-    async def _forget(self, request: web.Request) -> web.Response:
+    async def _forget(self, request: web.BaseRequest) -> web.Response:
         return _json(await self._router.forget(await _body_untrusted(request, schema.ForgetRequest)))
 
-    async def _detach(self, request: web.Request) -> web.Response:
+    async def _detach(self, request: web.BaseRequest) -> web.Response:
         return _json(await self._router.detach(await _body_untrusted(request, schema.DetachRequest)))
 
     # -- capture -------------------------------------------------------------------------------------------------
 
-    async def _capture(self, request: web.Request) -> web.StreamResponse:
+    async def _capture(self, request: web.BaseRequest) -> web.StreamResponse:
         wanted = _query_untrusted(request)
         service = self._router.service()
         capture = await self._router.capture(wanted)
@@ -116,7 +139,7 @@ class Handlers:
 class _Stream:
     """One capture on its way to one asker, until the count, the time, the asker's hang-up or the router's end."""
 
-    def __init__(self, capture: Capture, wanted: schema.CaptureRequest, request: web.Request) -> None:
+    def __init__(self, capture: Capture, wanted: schema.CaptureRequest, request: web.BaseRequest) -> None:
         self._capture = capture
         self._wanted = wanted
         self._request = request
@@ -188,7 +211,7 @@ def bounded_report(router: RouterApi, now: float) -> schema.Report:
     )
 
 
-def _wants_text(request: web.Request) -> bool:
+def _wants_text(request: web.BaseRequest) -> bool:
     wanted = request.query.get("format")
     return wanted == "text" or (wanted is None and "text/plain" in request.headers.get("Accept", ""))
 
@@ -197,15 +220,15 @@ def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value) + b"\n", status=status, content_type="application/json")
 
 
-async def _body_untrusted(request: web.Request, kind: type[_Request]) -> _Request:
+async def _body_untrusted(request: web.BaseRequest, kind: type[_Request]) -> _Request:
     data = await request.read()
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the body of {request.path} cannot be used: {error}") from None
 
 
-def _query_untrusted(request: web.Request) -> schema.CaptureRequest:
+def _query_untrusted(request: web.BaseRequest) -> schema.CaptureRequest:
     try:
         return msgspec.convert(dict(request.query), schema.CaptureRequest, strict=False)
     except msgspec.ValidationError as error:
@@ -213,29 +236,6 @@ def _query_untrusted(request: web.Request) -> schema.CaptureRequest:
 
 
 def _error(status: int, sentence: str, exit_status: int = 1) -> web.Response:
-    return _json(schema.ErrorReply(error=sentence, exit_status=exit_status), status)
-
-
-@web.middleware
-async def _answer_errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """The person's errors become sentences, ours a logged traceback and a 500; the router goes on."""
-    try:
-        if request.path == CAPTURE_PATH:
-            return await handler(request)
-        async with asyncio.timeout(limits.API_HANDLER_SECONDS):
-            return await handler(request)
-    except UserError as error:
-        return _error(400 if isinstance(error, UsageError) else 409, str(error), error.exit_status)
-    except web.HTTPRequestEntityTooLarge:
-        return _error(413, f"the body is larger than {limits.API_BODY_MAX} bytes", 2)
-    except web.HTTPMethodNotAllowed as error:
-        return _error(405, f"{request.path} takes {', '.join(sorted(error.allowed_methods))}", 2)
-    except web.HTTPException as error:
-        return _error(error.status, error.text if isinstance(error.text, str) else error.reason, 2)
-    except TimeoutError:
-        return _error(504, f"the router did not answer within {limits.API_HANDLER_SECONDS:g} s; see its log")
-    except ConnectionError:
-        raise
-    except Exception:
-        _log.exception("request failed", extra={"method": request.method, "path": request.path})
-        return _error(500, "the router failed to answer; its log says why")
+    """A sentence may quote what was asked, whatever that was made of."""
+    clean = sentence.encode(errors="backslashreplace").decode()
+    return _json(schema.ErrorReply(error=clean, exit_status=exit_status), status)

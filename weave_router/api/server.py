@@ -11,7 +11,9 @@ import os
 import socket
 from typing import Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import RawRequestMessage
 
 from weave_router import limits
 from weave_router.api.door import Door
@@ -23,6 +25,9 @@ __all__ = ["ApiServer", "Capture", "CapturedFrame", "RouterApi"]
 
 SOCKET_NAME: Final = "api.sock"
 _BACKLOG: Final = 64
+_http_log = logging.getLogger("weave_router.api.http")
+_http_log.setLevel(logging.CRITICAL)
+"""aiohttp tells of every malformed request, with a traceback; mistakes of ours are logged by handlers.py."""
 
 
 class ApiServer:
@@ -31,7 +36,7 @@ class ApiServer:
     def __init__(self, router: RouterApi, run_dir: str) -> None:
         self.path = f"{run_dir}/{SOCKET_NAME}"
         self._router = router
-        self._runner: web.AppRunner | None = None
+        self._runner: web.ServerRunner | None = None
         self._server: asyncio.AbstractServer | None = None
         self._handlers: Handlers | None = None
         self._inode = 0
@@ -40,16 +45,16 @@ class ApiServer:
         """Serve. UserError if the socket cannot be made or another router answers on it."""
         listener = _listen(self.path)
         self._inode = os.stat(self.path).st_ino
-        self._handlers = Handlers(self._router)
-        self._runner = web.AppRunner(
-            self._handlers.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0,
-            keepalive_timeout=limits.API_CONNECTION_SECONDS, tcp_keepalive=False, auto_decompress=False,
-            logger=logging.getLogger("weave_router.api.http"),
-        )  # fmt: skip
-        await self._runner.setup()
         loop = asyncio.get_running_loop()
-        assert self._runner.server is not None
-        self._handlers.door = Door(self._runner.server, loop)
+        self._handlers = Handlers(self._router)
+        served = web.Server(
+            self._handlers.answer, request_factory=_bounded_request, access_log=None, tcp_keepalive=False,
+            keepalive_timeout=limits.API_CONNECTION_SECONDS, auto_decompress=False,
+            logger=_http_log,
+        )  # fmt: skip
+        self._runner = web.ServerRunner(served, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        self._handlers.door = Door(served, loop)
         self._server = await loop.create_unix_server(self._handlers.door, sock=listener, backlog=_BACKLOG)
 
     async def stop(self) -> None:
@@ -70,6 +75,15 @@ class ApiServer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
+
+
+def _bounded_request(
+    message: RawRequestMessage, payload: StreamReader, protocol: web.RequestHandler,
+    writer: AbstractStreamWriter, task: "asyncio.Task[None]",
+) -> web.BaseRequest:  # fmt: skip
+    """aiohttp's own requests take a megabyte."""
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=limits.API_BODY_MAX)
 
 
 def _listen(path: str) -> socket.socket:
@@ -96,6 +110,8 @@ def _answers(path: str) -> bool:
         probe.settimeout(1.0)
         try:
             probe.connect(path)
+        except (BlockingIOError, TimeoutError):  # its backlog is full: busy, not gone
+            return True
         except OSError:
             return False
         return True
