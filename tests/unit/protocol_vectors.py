@@ -1,4 +1,4 @@
-"""The vectors of docs/protocol.md, made from fixed keys. ``python protocol_vectors.py`` prints them as they stand there.
+"""The vectors of docs/protocol.md, made from fixed keys. Run as a program it prints them as they stand there.
 
 Everything is made by the product's own functions from constants; test_protocol_doc.py compares with the document, so a
 change of the wire shows as a change of the document.
@@ -42,7 +42,8 @@ def vectors() -> dict[str, bytes]:
         token=token, suite=SuiteCode.AESGCM_SHA256, index=0x00100002, plaintext=False, static=initiator,
         remote_static=public_of(responder), ephemeral=_key(0x23), freshness=(5, 1001), now=0.0, endpoints=())
     head, used, body = wire.open_message_untrusted(message_1, _set(token))
-    request = handshake.read_request_untrusted(head, used, body, static=responder, ephemeral=_key(0x24), plaintext=False)
+    request = handshake.read_request_untrusted(
+        head, used, body, static=responder, ephemeral=_key(0x24), plaintext=False)
     message_2, responder_send, responder_recv = handshake.write_response(
         request, index=0x00200003, incarnation=9, observed=("192.0.2.1", 6783))
     answer = handshake.read_response_untrusted(attempt, *_open(message_2, token))
