@@ -61,10 +61,12 @@ def test_dead_path_is_suspect_after_3_and_lost_after_6_and_a_half_seconds_and_co
     net.run(1.0)
     net.blocked.add(b.address)
     broken = net.now
-    states = {}
+    states, reasons = {}, {}
     for _ in range(200):
         net.run(0.1)
         states.setdefault(a.status(b).state, net.now - broken)
+        reasons[a.status(b).state] = a.status(b).reason
+    assert reasons[State.SUSPECT] is Reason.PATH_SILENT
     assert 3.0 <= states[State.SUSPECT] <= 3.6
     assert 6.5 <= states[State.LOST] <= 7.1
     assert a.status(b).reason is Reason.PATH_LOST
@@ -188,6 +190,17 @@ def test_endless_moves_rekey_before_an_epoch_would_come_twice() -> None:
     epochs = [effect.epoch for effect in b.effects if isinstance(effect, effects.PathSet)]
     assert set(epochs) == set(range(limits.PATH_EPOCHS)), "all are used, and the net asserts that none comes twice"
     assert gaps(net, a, sent) < 0.5
+
+
+def test_session_that_has_seen_all_epochs_is_never_sent_on() -> None:
+    net = Net(16)
+    a, b = established(net)
+    connection = b.tunnel._slots[b.slot_of(a)]
+    for _ in range(limits.PATH_EPOCHS - 1):
+        connection._switch(a.endpoint, a.address, net.now)
+    assert connection._usable(net.now)
+    connection._switch(a.endpoint, a.address, net.now)
+    assert not connection._usable(net.now)
 
 
 # -- NAT ---------------------------------------------------------------------------------------------------------
@@ -365,8 +378,8 @@ def test_every_reason_of_the_tunnel_is_reached_in_these_files() -> None:
     here = Path(__file__).parent
     text = (here / "test_tunnel_paths.py").read_text() + (here / "test_tunnel_sessions.py").read_text()
     ours = ["NO_PROOF", "WRONG_VERSION", "UNKNOWN_TOKEN", "SELF", "UNREACHABLE", "NO_ENDPOINT", "PEER_LEFT",
-            "PATH_LOST", "PEER_RESTARTED", "TOKEN_RETIRED", "EPOCHS_USED_UP", "BEHIND_NAT", "PATH_MTU_SMALL",
-            "GSO_REFUSED", "NO_AES", "PLAINTEXT_ONE_SIDED"]
+            "PATH_SILENT", "PATH_LOST", "PEER_RESTARTED", "TOKEN_RETIRED", "EPOCHS_USED_UP", "BEHIND_NAT",
+            "PATH_MTU_SMALL", "GSO_REFUSED", "NO_AES", "PLAINTEXT_ONE_SIDED"]
     assert [name for name in ours if f"is Reason.{name}" not in text and f"Reason.{name} in" not in text
             and f": Reason.{name}" not in text and f"(Reason.{name}" not in text and f"else Reason.{name}" not in text
             ] == []

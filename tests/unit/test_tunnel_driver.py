@@ -164,10 +164,14 @@ async def test_nothing_goes_out_while_the_disk_is_busy(world: World) -> None:
     for number in range(3):  # the loop turns meanwhile
         world.engine.happen(fastpath.EV_ANNOUNCE, number, b"mac")
         await world.until(lambda number=number: len(world.others) > number)
+    other = Identity(b"c" * 32, b"d" * 32)
+    world.driver.peer_set(PeerInfo(other.node_id, 3, other.x25519_public, (("192.0.2.3", 1),), 1, 0))
+    world.driver.want_session(3)  # its counter is of the block that is not on disk yet
     assert not world.engine.calls
     world.writer_open.set()
-    await world.until(lambda: world.engine.named("datagram_send"))
-    assert [call[0] for call in world.engine.calls] == ["begin", "counter_block", "commit", "datagram_send"]
+    await world.until(lambda: len(world.engine.named("datagram_send")) == 2)
+    assert [call[0] for call in world.engine.calls] == [
+        "begin", "counter_block", "commit", "datagram_send", "datagram_send"]
 
 
 async def test_figures_are_read_when_the_core_asks(world: World) -> None:
