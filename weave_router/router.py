@@ -46,7 +46,7 @@ from weave_router.mesh import events as mesh_events
 from weave_router.mesh import routes as mesh_routes
 from weave_router.mesh.core import Mesh
 from weave_router.mesh.driver import MeshDriver
-from weave_router.mesh.record import FLAG_PLAINTEXT, Endpoint, Prefix, Record
+from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint, Prefix, Record
 from weave_router.mesh.table import Delta
 from weave_router.store import Attachment, Store
 from weave_router.tunnel import effects
@@ -63,6 +63,10 @@ _log = logging.getLogger(__name__)
 ATTACH_SOCKET: Final = "attach.sock"
 LOOK_SECONDS: Final = 2.0
 """How often slow facts are looked at: own addresses, peers whose numbers are to be answered, the bridge."""
+GROUP_SECONDS: Final = 300.0
+"""A group that no pod reported for so long has no member (RFC 3376 section 8.4: 260 s, and a lost report)."""
+LEAVE_SECONDS: Final = 10.0
+"""What other members get to speak up after one left; the bridge asks them at once."""
 CAPTURE_POLL_SECONDS: Final = 0.1
 SILENT_SECONDS: Final = 10.0
 """A node that is unreachable and whose session was silent so long is not answered for any more."""
@@ -105,6 +109,7 @@ class Router:
         self.boot_id = config.debug_boot_id or kernel_driver.boot_id()
         self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
         self.started_at = time.time()
+        self.aes = kernel_driver.has_aes()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._groups: dict[bytes, float] = {}
         self._announced: dict[int, bytes] = {}
@@ -256,7 +261,8 @@ class Router:
         endpoints = tuple((address, config.port) for address in self.addresses)[: limits.RECORD_ENDPOINTS_MAX]
         self.mesh = Mesh(
             mesh_events.Config(name=config.name, port=config.port, endpoints=endpoints, pod_mtu=self.pod_mtu,
-                               flags=FLAG_PLAINTEXT if config.plaintext else 0, discovery=not config.no_discovery,
+                               flags=FLAG_PLAINTEXT * config.plaintext | FLAG_NO_AES * (not self.aes),
+                               discovery=not config.no_discovery,
                                version=__version__),
             identity=self.identity, tokens=self.tokens, incarnation=self.incarnation, run=self.store.run_nonce,
             rng=Random(os.urandom(16)), entropy=os.urandom, now=asyncio.get_running_loop().time())
@@ -267,7 +273,7 @@ class Router:
         config = self.config
         self._tunnel_core = Tunnel(
             self.identity, self.tokens, self.incarnation, rng=os.urandom, timers=timers_from_environment(os.environ),
-            plaintext=config.plaintext, aes=kernel_driver.has_aes(), counter_start=self.store.counter_start(),
+            plaintext=config.plaintext, aes=self.aes, counter_start=self.store.counter_start(),
             underlay_mtu=self.underlay_mtu, pod_mtu=self.pod_mtu, port=config.port,
             local_addresses=frozenset(self.addresses))
         self.tunnel = TunnelDriver(
@@ -333,7 +339,8 @@ class Router:
     def _peer(self, node_id: bytes, record: Record) -> None:
         self.tunnel.peer_set(PeerInfo(
             node_id, self.routes.slots.of(node_id), record.x25519_public, self._ways_to(node_id, record),
-            record.incarnation, record.pod_mtu, plaintext=bool(record.flags & FLAG_PLAINTEXT)))
+            record.incarnation, record.pod_mtu, plaintext=bool(record.flags & FLAG_PLAINTEXT),
+            aes=not record.flags & FLAG_NO_AES))
 
     def _ways_to(self, node_id: bytes, record: Record) -> tuple[Endpoint, ...]:
         """The address its link proved comes first; one inside the overlay would send the overlay through itself."""
@@ -366,10 +373,25 @@ class Router:
             self._foreign_mac(event[1], event[2])
 
     def _group(self, mac: bytes, joined: bool) -> None:
-        """Joined until the node restarts: without a querier nobody says whether another pod is still listening."""
-        if joined and mac not in self._groups:
-            self._groups[mac] = time.monotonic()
-            self.mesh_driver.do(lambda mesh, now: mesh.set_groups(self._groups, now))
+        """The bridge is a querier: members report again within GROUP_SECONDS, and at once after somebody left."""
+        known = mac in self._groups
+        if joined:
+            self._groups[mac] = time.monotonic() + GROUP_SECONDS
+        elif known:
+            self._groups[mac] = min(self._groups[mac], time.monotonic() + LEAVE_SECONDS)
+        if joined and not known:
+            self._tell_groups()
+
+    def _tell_groups(self) -> None:
+        self.mesh_driver.do(lambda mesh, now: mesh.set_groups(self._groups, now))
+
+    def _expire_groups(self) -> None:
+        now = time.monotonic()
+        gone = [mac for mac, until in self._groups.items() if until < now]
+        for mac in gone:
+            del self._groups[mac]
+        if gone:
+            self._tell_groups()
 
     def _foreign_mac(self, number: int, mac: bytes) -> None:
         """A local station speaks for an address of the range with its own MAC: announce both (an exception)."""
@@ -410,6 +432,7 @@ class Router:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._answer_or_not()
+            self._expire_groups()
             addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
             if addresses != self.addresses:
                 self.addresses = addresses

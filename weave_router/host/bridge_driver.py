@@ -33,6 +33,9 @@ def ensure(ipr: Netlink, plan: BridgePlan) -> Link:
     if not bridge.up:
         with explain("bring up", plan.name):
             ipr.link("set", index=bridge.index, state="up")
+    with explain("make a multicast querier of", plan.name):
+        # Else a group that a pod left, or that ended with its pod, would be asked for from all nodes for ever.
+        ipr.link("set", index=bridge.index, kind="bridge", br_mcast_querier=1)
     _ensure_tap_port(ipr, bridge, plan)
     problems = verify(ipr, plan)
     if problems:

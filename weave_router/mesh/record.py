@@ -30,6 +30,7 @@ FLAG_FLOOD: Final = 1  # wants every flooded frame (undeclared station, or more 
 FLAG_PLAINTEXT: Final = 2  # started with --plaintext
 FLAG_NAT: Final = 4  # not reachable from outside: others do not dial it
 FLAG_NO_DISCOVERY: Final = 8  # links exactly its targets
+FLAG_NO_AES: Final = 16  # no AES instructions: sessions with it use ChaCha20-Poly1305
 
 Verify = Callable[[bytes, bytes, bytes], bool]
 """(Ed25519 public key, signature, data) -> valid?"""
