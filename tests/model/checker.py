@@ -118,6 +118,7 @@ class Search:
         self.local: dict[int, list[RawMove]] = {}
         self.delivered: dict[tuple[int, int], list[RawMove]] = {}
         self.told: dict[tuple[int, int, frozenset[bytes]], list[Move]] = {}
+        self.heard: dict[tuple[int, frozenset[bytes]], list[RawMove]] = {}
         self.single: dict[int, str | None] = {}
         self.pair: dict[tuple[int, int], str | None] = {}
         self.parents: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
@@ -434,13 +435,16 @@ class Search:
         key = (at, net, victims)
         found = self.told.get(key)
         if found is None:
-            event = values.Retire(victims) if victims else values.Ungate()
-            kind, budget = ("retire", "rounds") if victims else ("ungate", "ungates")
-            who = f"{self.entries[at].memory.me.decode()} {invariants.ids(victims)}"
-            raw = [
-                (kind, who, BUDGETS.index(budget), self.entry(n), sent, wrong)
-                for n, sent, wrong in self.run(self.entries[at], event)
-            ]
+            raw = self.heard.get((at, victims))
+            if raw is None:
+                event = values.Retire(victims) if victims else values.Ungate()
+                kind, budget = ("retire", "rounds") if victims else ("ungate", "ungates")
+                who = f"{self.entries[at].memory.me.decode()} {invariants.ids(victims)}"
+                raw = self.heard[at, victims] = [
+                    (kind, who, BUDGETS.index(budget), self.entry(n), sent, wrong)
+                    for n, sent, wrong in self.run(self.entries[at], event)
+                    if n != self.entries[at] or sent
+                ]
             found = self.told[key] = list(self._together(at, self.nets[net], raw))
         return found
 
@@ -494,10 +498,11 @@ class Search:
                     break
             result.depth = depth
             entries, net, budgets = at[:n], at[n], at[n + 1]
+            operator_may = budgets[2] or budgets[5]
             may_go_dark = budgets[0] or budgets[2]  # else a silent node whose pods live can do all that and more
             for i in range(n):
                 moves = self.moves_of(entries[i], net)
-                if self.entries[entries[i]].lives:
+                if operator_may and self.entries[entries[i]].lives:
                     extra = self.operator(entries, i, net)
                     moves = moves + extra if extra else moves
                 for move in moves:
