@@ -307,6 +307,7 @@ class Router:
 
     async def _jump(self, incarnation: int) -> None:
         self.incarnation = await self.in_writer(lambda: self.store.raise_incarnation(above=incarnation))
+        self.tunnel.incarnation_set(self.incarnation)
         self.mesh_driver.do(lambda mesh, now: mesh.set_incarnation(self.incarnation, now))
 
     def _record_changed(self, delta: Delta) -> None:

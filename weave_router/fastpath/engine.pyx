@@ -238,6 +238,7 @@ cdef class Engine:
     cdef object limbo
     cdef object local_macs
     cdef Routes routes
+    cdef int commands_lost
     cdef readonly int event_fd
     cdef readonly object refuse
 
@@ -668,6 +669,7 @@ cdef class Engine:
             raise ValueError("control message too long")
         self._session(session)
         if w.command_head - acquire64(&w.command_tail) >= COMMANDS:
+            self.commands_lost += 1
             return
         if remote is not None:
             path = <Path *>calloc(1, sizeof(Path))
@@ -723,7 +725,7 @@ cdef class Engine:
 
     def counters(self):
         each = self.worker_counters()
-        return {name: sum([one[name] for one in each]) for name in COUNTERS}
+        return {name: sum([one[name] for one in each]) for name in COUNTERS} | {"commands_lost": self.commands_lost}
 
     def drops(self):
         cdef int i, j
