@@ -1,7 +1,8 @@
 """Several hosts with a router and pods each: what most tests, the demo and the benchmarks begin with.
 
-Node number i (from 1) has the bridge address 10.32.i.1, its pods 10.32.i.2 and on, and lists the host before it: a
-chain, so that whoever reaches a host further on learned of it through the mesh. Called by tests, demo, benchmarks.
+Node number i (from 1) has the bridge address 10.32.i.1, its pods 10.32.i.2 and on, and lists one address: the host
+before it, the first the second. So whoever reaches a host further on learned of it through the mesh, and the first
+two meet at once, whichever is ready first. Called by tests, demo, benchmarks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def routers_for(
     """One router per host, not yet launched."""
     made: list[Router] = []
     for number, host in enumerate(hosts, 1):
-        peers = [hosts[number - 2].address(family)] if number > 1 else []
+        neighbours = hosts[number - 2 : number - 1] or hosts[1:2]
+        peers = [neighbour.address(family) for neighbour in neighbours]
         made.append(lab.router(host, bridge_address=f"10.32.{number}.1", peers=peers, flags=flags, env=env))
     return made
 

@@ -2,7 +2,7 @@
 
         pods a b          pods a b          pods a b
           | |               | |               | |
-        [ h1 ]  <-lists-- [ h2 ]  <-lists-- [ h3 ]        one router each; h1 and h3 are never told of each other
+        [ h1 ]  <-lists-> [ h2 ]  <-lists-- [ h3 ]        one router each; h1 and h3 are never told of each other
            |                 |                 |
         ---+-----------------+-----------------+---       underlay switch, MTU 1500, IPv4 and IPv6
 
@@ -38,10 +38,10 @@ from .traffic import Result
 FAMILIES: Final = ("v4", "v6")
 NAMES: Final = {"v4": "IPv4", "v6": "IPv6"}
 IPERF_SECONDS: Final = 2
-UDP_MBIT: Final = 200
-UDP_LOST_MAX: Final = 0.02  # iperf3's own small receive buffer loses some on two busy CPUs
+UDP_MBIT: Final = 100
+UDP_LOST_MAX: Final = 0.02  # UDP is not told when a queue is full; on two busy CPUs one is, now and then
 TCP_BYTES: Final = 64 << 20
-DATAGRAMS: Final = 1000
+DATAGRAMS: Final = 500
 DATAGRAM_MAX: Final = 60_000
 LOAD_SECONDS: Final = 8.0
 GAP_MAX_MS: Final = 2500.0
@@ -107,7 +107,7 @@ class Demo:
         launched = time.monotonic() - start
         self.pods = attach_pods(self.lab, self.routers, 2)
         wait_joined(self.lab, self.pods)
-        yield Row("3 routers launched, each lists at most one other", f"{launched:.1f} s", True)
+        yield Row("3 routers launched, each lists one other", f"{launched:.1f} s", True)
         joined = time.monotonic() - start
         yield Row("6 pods attached, every host reaches every other", f"after {joined:.1f} s", joined < JOIN_DEADLINE)
 
@@ -140,12 +140,13 @@ class Demo:
             stream = self.lab.traffic.tcp(near, far, far.address(family), bytes=TCP_BYTES, seed=seed)()
             yield Row(f"TCP {TCP_BYTES >> 20} MiB, {what}", f"hash {stream['hash']}", stream_is_whole(stream))
             got = self.lab.traffic.udp(
-                near, far, far.address(family), count=DATAGRAMS, max_size=DATAGRAM_MAX, rate=UDP_MBIT * 2, seed=seed
+                near, far, far.address(family), count=DATAGRAMS, max_size=DATAGRAM_MAX, rate=UDP_MBIT, seed=seed
             )()
             figure = (
                 f"{got['unique']:,} of {got['sent']:,} datagrams to {DATAGRAM_MAX:,} bytes, {got['corrupt']} corrupt"
             )
-            yield Row(f"UDP, {what}", figure, got["lost"] == 0 and got["corrupt"] == 0)
+            held = got["lost"] <= UDP_LOST_MAX * got["sent"] and got["corrupt"] == got["duplicated"] == 0
+            yield Row(f"UDP, {what}", figure, held)
 
     def multicast(self) -> Iterator[Row]:
         sender, *others = self.pods

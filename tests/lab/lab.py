@@ -37,12 +37,20 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def free_prefix() -> str:
+    """Pids come round: a kept lab may carry ours."""
+    while True:
+        prefix = f"{PREFIX}-{os.getpid()}-{next(_serials)}"
+        if not (Path(tempfile.gettempdir()) / prefix).exists():
+            return prefix
+
+
 class Lab:
     """``with Lab() as lab:``. ``keep``: on a normal end leave it all up (the demo's KEEP=1)."""
 
     def __init__(self, *, keep: bool = False) -> None:
         self.keep = keep
-        self.prefix = f"{PREFIX}-{os.getpid()}-{next(_serials)}"
+        self.prefix = free_prefix()
         self.directory = Path(tempfile.gettempdir()) / self.prefix
         self.traffic = Traffic()
         self.hosts: list[Host] = []
