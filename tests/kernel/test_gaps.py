@@ -114,7 +114,7 @@ def test_rekeys_lose_nothing() -> None:
         hosts = [lab.host(label, switch) for label in ("h1", "h2")]
         routers, (a, b) = start_cluster(lab, hosts, env=env)
         before = [router.status() for router in routers]
-        load = {"count": 20_000 * seconds, "pps": 20_000, "min_size": 64, "max_size": 64}
+        load: dict[str, Any] = {"count": 20_000 * seconds, "pps": 20_000, "min_size": 64, "max_size": 64}
         runs = [lab.traffic.udp(a, b, b.v4, **load), lab.traffic.udp(b, a, a.v4, **load)]
         results = [finish() for finish in runs]
         for got in results:

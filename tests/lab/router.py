@@ -1,11 +1,12 @@
 """One router process in a host of the lab: launched, asked, killed, relaunched, as an operator would.
 
-It drives the installed program (``WEAVE_ROUTER_BIN``, else ``.venv/bin/weave-router``) by its command line only. Each
-host has a boot id of its own, because all share the kernel's. Called by ``Lab.router``.
+It drives the installed program (``WEAVE_ROUTER_BIN``, else ``.venv/bin/weave-router``) by its command line, and reads
+status from its API. Each host has a boot id of its own, because all share the kernel's. Called by ``Lab.router``.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -33,7 +34,10 @@ class RouterError(LabError):
 
 
 def program() -> str:
-    return os.environ.get("WEAVE_ROUTER_BIN", str(ROOT / ".venv" / "bin" / "weave-router"))
+    path = os.environ.get("WEAVE_ROUTER_BIN", str(ROOT / ".venv" / "bin" / "weave-router"))
+    if not os.access(path, os.X_OK):
+        raise LabError(f"no program at {path}: run `make setup`, or say where it is by WEAVE_ROUTER_BIN")
+    return path
 
 
 def new_token() -> str:
@@ -124,20 +128,14 @@ class Router:
         return self.process.pid
 
     def wait_ready(self, deadline: float = LAUNCH_DEADLINE) -> None:
-        """Until ``status`` answers. The socket is tried first: asking the program costs a Python start each time."""
+        """Until the API gives its status. Asked directly: the program's ``status`` costs a Python start each time."""
         end = time.monotonic() + deadline
-        while not self._socket_answers() or self.cli("status", "--json", check=False).returncode != 0:
+        while self.get("/status") is None:
             if not self.running:
                 raise RouterError(f"{self.name} ended with status {self.exit_status} at launch\n{self.log_tail()}")
             if time.monotonic() > end:
                 raise RouterError(f"{self.name} not ready after {deadline} s\n{self.log_tail()}")
             time.sleep(POLL_INTERVAL)
-
-    def _socket_answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-            probe.connect(str(self.host.run_dir / "api.sock"))
-            return True
-        return False
 
     @property
     def exit_status(self) -> int | None:
@@ -176,8 +174,23 @@ class Router:
             )
         return done
 
+    def get(self, path: str) -> Any:
+        """What the API answers, as ``--json`` would print it; None while it does not."""
+        connection = http.client.HTTPConnection("localhost", timeout=10)
+        with socket.socket(socket.AF_UNIX) as link, suppress(OSError, http.client.HTTPException):
+            link.settimeout(10)
+            link.connect(str(self.host.run_dir / "api.sock"))
+            connection.sock = link
+            connection.request("GET", path, headers={"Accept": "application/json"})
+            answer = connection.getresponse()
+            body = answer.read()
+            return json.loads(body) if answer.status == 200 else None
+        return None
+
     def status(self) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.cli("status", "--json").stdout)
+        answer: dict[str, Any] | None = self.get("/status")
+        if answer is None:
+            raise RouterError(f"{self.name} does not answer\n{self.log_tail()}")
         return answer
 
     def attach(self, pod: Pod, address: str, *flags: str) -> Pod:
