@@ -336,16 +336,22 @@ class Cluster(RuleBasedStateMachine):
             recent = self.messages[-6:] if last else self.messages
             self.run_event(i, v.Receive(recent[which % len(recent)]))
 
-    @rule(i=someone, times=st.integers(1, 3))
-    def flood(self, i: int, times: int) -> None:
-        for sent_message in self.messages[-8 * times :]:
-            if self.nodes[i].lives:
-                self.run_event(i, v.Receive(sent_message))
+    @rule(newest=st.integers(1, 12), deaf=st.frozensets(someone, max_size=2))
+    def flood(self, newest: int, deaf: frozenset[int]) -> None:
+        """The newest messages, and what they bring about, reach all that live but a few."""
+        start = max(0, len(self.messages) - newest)
+        for sent_message in itertools.islice(self.messages, start, start + 40):
+            for i in range(5):
+                if i not in deaf and self.nodes[i].lives:
+                    self.run_event(i, v.Receive(sent_message))
 
-    @rule(i=someone, block=st.integers(0, 5))
-    def allocate(self, i: int, block: int) -> None:
-        if self.nodes[i].lives and block not in {b for b, _ in self.nodes[i].pods}:
-            self.run_event(i, v.Occupy(block))
+    @rule(i=someone, which=st.integers(0, 5))
+    def allocate(self, i: int, which: int) -> None:
+        node = self.nodes[i]
+        mine = [b for b, r in node.memory.registers.items() if r.owner == node.memory.me]
+        idle = sorted(set(mine) - {b for b, _ in node.pods})
+        if node.lives and idle:
+            self.run_event(i, v.Occupy(idle[which % len(idle)]))
 
     @rule(i=someone)
     def free(self, i: int) -> None:
