@@ -216,7 +216,7 @@ class View:
                 index=index, counters=c, bundle_fill=_ratio(c["bundled_frames"], c["bundles"]),
                 segments_per_send=_ratio(c["datagrams_sent"], c["sends"]),
                 segments_per_receive=_ratio(c["datagrams_received"], c["receives"]),
-                segments_per_write=_ratio(c["frames_out"], c["tap_writes"]),
+                segments_per_write=_ratio(c["frames_out"], c["tap_writes"] - _made_here(c)),
             )
             for index, c in enumerate(self._parts.engine.worker_counters())
         )
@@ -304,5 +304,10 @@ def _unix(boottime: float | None) -> float | None:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + boottime
 
 
+def _made_here(counters: Mapping[str, int]) -> int:
+    """Answers that the worker wrote by itself: they carry nothing from a peer."""
+    return counters["arp_answered"] + counters["nd_answered"] + counters["too_big_sent"]
+
+
 def _ratio(part: int, whole: int) -> float | None:
-    return round(part / whole, 2) if whole else None
+    return round(part / whole, 2) if whole > 0 else None

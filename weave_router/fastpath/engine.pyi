@@ -5,7 +5,7 @@ All methods are called from one thread (the event loop's); workers run on their 
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 Endpoint = tuple[str, int]
 
@@ -43,7 +43,7 @@ EV_GSO_OFF: Final[int]  # (kind, slot: int, errno: int); UDP_SEGMENT refused the
 EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP / unsolicited NA of a foreign MAC heard locally
 EV_GROUP: Final[int]  # (kind, mac: bytes, joined: bool); IGMP or MLD report / leave heard locally
 
-class SessionFigures(tuple[int, ...]):
+class SessionFigures(NamedTuple):
     """tx_packets, tx_bytes, rx_packets, rx_bytes, last_tx_ns, last_rx_ns (CLOCK_BOOTTIME ns, 0 = never),
     first_unanswered_ns (data sent with nothing authenticated since, 0 = none), rx_failed (tag or replay failures),
     unanswered_rx_ns (data received with nothing sent since, 0 = none: the passive keepalive's clock)."""

@@ -146,3 +146,8 @@ cdef extern from "<errno.h>" nogil:
         EINVAL
         EIO
         ENOBUFS
+
+cdef extern from "<sys/resource.h>" nogil:
+    int setpriority(int which, unsigned int who, int value)
+    enum:
+        PRIO_PROCESS
