@@ -85,7 +85,8 @@ class MeshDriver:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._held: deque[tuple[Stream, bytes]] = deque()
         self._share = LoopShare(limits.OPENING_LOOP_SHARE, self._loop.time())
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0
         self._held_timer: asyncio.TimerHandle | None = None
         self._resolver = ThreadPoolExecutor(4, "resolve")
         self._closed = False
@@ -172,11 +173,13 @@ class MeshDriver:
                 self._hang_up(effect.link)
 
     def _set_timer(self) -> None:
+        """uvloop makes a plain handle of a timer that is due, so the handle is not asked for its time."""
         at = self.mesh.get_timer()
         if self._timer is not None:
-            if self._timer.when() == at and not self._timer.cancelled():
+            if self._timer_at == at:
                 return
             self._timer.cancel()
+        self._timer_at = at
         self._timer = self._loop.call_at(at, self._timer_due)
 
     def _timer_due(self) -> None:
