@@ -205,7 +205,7 @@ class Search:
                     if lost:
                         wrong = wrong or f"I2 {node.memory.me.decode()} had to evict live pods of blocks {lost}"
                 case values.Wipe():
-                    condition, disk = GONE, State(me=after.me, gate=Gate.LEFT)
+                    condition = GONE  # the disk stands for what it knew; no transition reads it again
         resting = node.resting & disk.registers.keys() if disk.gate != Gate.RETIRED else frozenset()
         memory = after if condition == UP else disk
         outcomes.append((Node(condition, memory, disk, pods, frozenset(resting)), tuple(sent), wrong))

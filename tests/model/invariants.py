@@ -143,7 +143,7 @@ def i4_no_block_is_lost(nodes: tuple[Node, ...]) -> str | None:
     """The newest register on the disk of any member that is left never names one that left and was wiped or one that
     was retired. A gift that its giver still waits to see confirmed is not lost: it takes it back at the good-bye."""
     wiped = {n.memory.me for n in nodes if n.condition == GONE}
-    wiped |= {x for n in nodes if n.memory.me not in wiped for x in n.disk.retired}
+    wiped |= {x for n in nodes for x in n.disk.retired}
     if not wiped:
         return None
     newest: dict[Block, Register] = {}
