@@ -4,7 +4,7 @@
     pod a, b -- [h1 router] -------- [switch] ----------- [h2 router] -- pod a, b      h2's router is killed
 
 The load is a 10 ms UDP stream of small and full-size datagrams, whose gaps are measured apart, and a paced TCP stream.
-Figures: ``issue`` bars, in the names below. ``time.sleep`` here is load before the blow, never synchronisation.
+``time.sleep`` here is load before the blow, never synchronisation.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from lab import Lab, Pod
+from lab import Lab, Pod, Router
 from lab.cluster import start_cluster
-from lab.router import wait_for
+from lab.router import wait_ping
 
 Result = dict[str, Any]
 UDP_GAP_MAX_MS = 2500
@@ -25,6 +25,8 @@ LOAD_BEFORE = 1.0
 LOAD_SECONDS = 8.0
 FULL_V4 = 1368 - 28
 FULL_V6 = 1368 - 48
+HANDSHAKE_RESPONSE = 2  # first byte of message 2, docs/protocol.md
+REKEY_DATAGRAMS = 240_000
 KEY_REASONS = ("bad_tag", "replay", "unknown_session", "nonce", "no_session", "plaintext_refused")
 
 
@@ -98,42 +100,42 @@ def test_both_restarted_with_the_bridge_left_alone() -> None:
         assert (got["bytes"], got["hash"]) == (1 << 20, got["sent_hash"])
 
 
-def opened_and_sealed(statuses: list[Result]) -> tuple[int, int, int]:
-    """(sealed, opened, what the kernel says it dropped) over all routers."""
-    total = [status["counters"] for status in statuses]
-    kernel = sum(count for status in statuses for name, count in status["drops"].items() if name.startswith("kernel"))
-    return sum(one["datagrams_sent"] for one in total), sum(one["datagrams_received"] for one in total), kernel
+def data_packets(router: Router, way: str) -> int:
+    return sum(int(connection[f"{way}_packets"]) for connection in router.status()["connections"])
+
+
+def check_sealed_are_opened(near: Router, far: Router) -> None:
+    """Nothing sealed is lost but by the kernel, which counts. The side that may still grow is read last."""
+    sealed = data_packets(near, "tx")
+    kernel = far.status()["drops"].get("kernel_udp_buffer", 0)
+    assert sealed <= data_packets(far, "rx") + kernel
+    opened = data_packets(far, "rx")
+    assert opened <= data_packets(near, "tx")
+
+
+def dropped(router: Router, *reasons: str) -> int:
+    drops = router.status()["drops"]
+    return sum(drops.get(reason, 0) for reason in reasons or drops)
 
 
 def test_rekeys_lose_nothing() -> None:
     """20 rekeys under 20,000 datagrams of 64 bytes a second each way: no drop for a reason of key or session."""
-    seconds = 11
     with Lab() as lab:
         switch = lab.switch()
-        env = {"WEAVE_ROUTER_DEBUG_REKEY_AFTER": "0.5", "WEAVE_ROUTER_DEBUG_INDEX_REST": "1"}
         hosts = [lab.host(label, switch) for label in ("h1", "h2")]
+        env = {"WEAVE_ROUTER_DEBUG_REKEY": "0.25", "WEAVE_ROUTER_DEBUG_INDEX_REST": "1"}
         routers, (a, b) = start_cluster(lab, hosts, env=env)
-        before = [router.status() for router in routers]
-        load: dict[str, Any] = {"count": 20_000 * seconds, "pps": 20_000, "min_size": 64, "max_size": 64}
-        runs = [lab.traffic.udp(a, b, b.v4, **load), lab.traffic.udp(b, a, a.v4, **load)]
-        results = [finish() for finish in runs]
+        before = sum(map(dropped, routers))
+        responses = lab.capture(hosts[0], "eth0", f"udp port 6783 and udp[8]={HANDSHAKE_RESPONSE}")
+        load: dict[str, Any] = {"count": REKEY_DATAGRAMS, "pps": 20_000, "min_size": 64, "max_size": 64}
+        results = [finish() for finish in [lab.traffic.udp(a, b, b.v4, **load), lab.traffic.udp(b, a, a.v4, **load)]]
+        assert len(responses.packets()) >= 20
         for got in results:
-            assert (got["corrupt"], got["duplicated"]) == (0, 0)
-        after = [router.status() for router in routers]
-        for early, late in zip(before, after, strict=True):
-            grown = {reason: late["drops"].get(reason, 0) - early["drops"].get(reason, 0) for reason in KEY_REASONS}
-            assert grown == dict.fromkeys(KEY_REASONS, 0)
-        lost = sum(got["lost"] for got in results)
-        dropped = sum(
-            sum(late["drops"].values()) - sum(early["drops"].values())
-            for early, late in zip(before, after, strict=True)
-        )
-        assert lost <= dropped, "something vanished that no counter knows"
-        sessions = sum(
-            late["counters"].get("rekeys", 0) - early["counters"].get("rekeys", 0)
-            for early, late in zip(before, after, strict=True)
-        )
-        assert sessions >= 20
+            assert (got["corrupt"], got["duplicated"], got["timed_out"]) == (0, 0, False)
+        assert [dropped(router, *KEY_REASONS) for router in routers] == [0, 0]
+        check_sealed_are_opened(*routers)
+        check_sealed_are_opened(*routers[::-1])
+        assert sum(got["lost"] for got in results) <= sum(map(dropped, routers)) - before
 
 
 def test_wire_cut_and_mended() -> None:
@@ -146,9 +148,5 @@ def test_wire_cut_and_mended() -> None:
         time.sleep(8)  # the fault itself: 6.5 s without an answer is a lost path
         hosts[1].wire.mend()
         start = time.monotonic()
-        wait_for(
-            "a reply after the wire is whole",
-            lambda: a.run(["ping", "-n", "-c1", "-W", "0.2", b.v4], check=False).returncode == 0,
-            10,
-        )
+        wait_ping(a, b.v4)
         assert time.monotonic() - start < 6
