@@ -7,13 +7,13 @@ queue to a thread that writes, so a stalled journal never stalls the event loop;
 import contextlib
 import logging
 import logging.handlers
+import os
 import queue
 import re
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Final, TextIO
+from typing import Final
 
 from weave_router import limits
 
@@ -76,22 +76,32 @@ class _Handler(logging.handlers.QueueHandler):
 
 
 class _Writer(threading.Thread):
-    """Takes records out of the queue and writes them. A daemon: a stream that blocks keeps no process alive."""
+    """Takes records out of the queue and writes them. It is a daemon and holds no lock of the logging module or of
+    sys.stderr: a reader that never reads delays neither the loop nor the end of the process.
+    """
 
-    def __init__(self, records: "queue.Queue[logging.LogRecord | None]", output: logging.Handler) -> None:
+    def __init__(self, records: "queue.Queue[logging.LogRecord | None]", write: Callable[[str], object]) -> None:
         super().__init__(name="log", daemon=True)
         self._records = records
-        self._output = output
+        self._write = write
+        self._formatter = LogfmtFormatter()
 
     def run(self) -> None:
         while (record := self._records.get()) is not None:
-            self._output.handle(record)
+            with contextlib.suppress(OSError):  # nobody reads: there is no one left to tell
+                self._write(self._formatter.format(record) + "\n")
 
     def finish(self) -> None:
-        """Write what is queued; give up on a stream that takes nothing for seconds."""
+        """Write what is queued; give up on a reader that takes nothing for seconds."""
         with contextlib.suppress(queue.Full):
             self._records.put(None, timeout=1.0)
         self.join(2.0)
+
+
+def _to_stderr(line: str) -> None:
+    data = line.encode(errors="backslashreplace")
+    while data:
+        data = data[os.write(2, data) :]
 
 
 class LogOutput:
@@ -111,12 +121,10 @@ class LogOutput:
         self._writer.finish()
 
 
-def configure(level: str, stream: TextIO | None = None) -> LogOutput:
-    """Send every record of ``level`` and above to ``stream`` (stderr). Libraries speak from warning upwards."""
-    output = logging.StreamHandler(stream or sys.stderr)
-    output.setFormatter(LogfmtFormatter())
+def configure(level: str, write: Callable[[str], object] = _to_stderr) -> LogOutput:
+    """Hand every record of ``level`` and above to ``write``, a line each. Libraries speak from warning upwards."""
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(limits.LOG_QUEUE_MAX)
-    handler, writer = _Handler(records), _Writer(records, output)
+    handler, writer = _Handler(records), _Writer(records, write)
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(max(logging.WARNING, _number(level)))

@@ -2,6 +2,9 @@
 
 import io
 import logging
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -52,7 +55,7 @@ def restored():
 
 def test_records_reach_the_stream_with_traceback(restored) -> None:
     stream = io.StringIO()
-    output = log.configure("info", stream)
+    output = log.configure("info", stream.write)
     logger = logging.getLogger("weave_router.mesh.core")
     fields = {"peer": "b1"}
     logger.info("link %s", "up", extra=fields)
@@ -85,13 +88,32 @@ class Stalled(io.StringIO):
 
 def test_a_stalled_stream_costs_records_not_time(restored) -> None:
     stream = Stalled()
-    output = log.configure("info", stream)
+    output = log.configure("info", stream.write)
     logger = logging.getLogger("weave_router.test")
     logger.info("first")
     assert stream.entered.wait(5)
     for number in range(limits.LOG_QUEUE_MAX + 5):
         logger.info("record %d", number)
-    assert output.lost == 5
+    lost = output.lost
     stream.go_on.set()
     output.close()
+    assert lost == 5
     assert len(stream.getvalue().splitlines()) == 1 + limits.LOG_QUEUE_MAX
+
+
+def test_a_reader_that_never_reads_does_not_delay_the_end(tmp_path) -> None:
+    """A process whose stderr is a full pipe logs and ends."""
+    script = (
+        "import logging\nfrom weave_router import log\noutput = log.configure('info')\n"
+        "for number in range(3000):\n    logging.getLogger('weave_router.x').info('line %d %s', number, 'x' * 100)\n"
+        "output.close()\n"
+    )
+    read, write = os.pipe()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    stuck = subprocess.Popen([sys.executable, "-c", script], env=env, stderr=write)
+    try:
+        assert stuck.wait(15) == 0
+    finally:
+        stuck.kill()
+        os.close(read)
+        os.close(write)

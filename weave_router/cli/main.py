@@ -6,7 +6,6 @@ mistake of ours.
 """
 
 import importlib
-import os
 import sys
 from typing import Any, Final, NoReturn
 
@@ -52,11 +51,10 @@ class CommandGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """As click's, but a wrong use, too, is one sentence."""
+        """As click's (which ends with 1 when nobody reads our output), but a wrong use, too, is one sentence."""
         kwargs["standalone_mode"] = False
         try:
             result = super().main(*args, **kwargs)
-            sys.stdout.flush()
         except UserError as error:
             fail(str(error), error.exit_status)
         except click.UsageError as error:
@@ -67,9 +65,6 @@ class CommandGroup(click.Group):
             fail(error.format_message().rstrip("."), 1)
         except (click.Abort, KeyboardInterrupt):
             fail("interrupted", 1)
-        except BrokenPipeError:
-            _discard_output()
-            sys.exit(1)
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -77,11 +72,6 @@ def fail(sentence: str, exit_status: int) -> NoReturn:
     """End with one line on stderr."""
     click.echo(f"{PROGRAM}: {' '.join(sentence.split())}", err=True)
     sys.exit(exit_status)
-
-
-def _discard_output() -> None:
-    """Whoever read our output has gone: nothing may be flushed to it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
