@@ -308,3 +308,15 @@ def test_the_number_of_targets_is_bounded() -> None:
     assert len(parse_targets(many[:-1])) == limits.TARGETS_MAX
     with pytest.raises(ValueError, match="257 targets are more than 256"):
         parse_targets(many)
+
+
+def test_the_bounds_themselves_are_in() -> None:
+    for field, bound in (
+        ("workers", limits.WORKERS_MAX), ("conn_limit", limits.LINKS_MAX),
+        ("mtu", limits.POD_MTU_MIN), ("mtu", limits.POD_MTU_MAX),
+    ):  # fmt: skip
+        assert getattr(loaded({field: str(bound)}), field) == bound
+    for prefix in (limits.RANGE_PREFIX_MIN, limits.RANGE_PREFIX_MAX):
+        assert loaded({"ipalloc_range": f"10.0.0.0/{prefix}"}).range_v4.prefixlen == prefix
+    assert loaded({"name": "x" * limits.RECORD_NAME_MAX}).name == "x" * limits.RECORD_NAME_MAX
+    assert loaded({"bridge": "x" * limits.BRIDGE_NAME_MAX}).tap == "x" * limits.BRIDGE_NAME_MAX + "-tap"
