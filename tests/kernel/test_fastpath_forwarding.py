@@ -394,6 +394,34 @@ def test_foreign_sources_are_dropped_and_counted(world: World) -> None:
         assert world.side.port.receive() == frame
 
 
+def test_the_mac_of_another_nodes_exception_is_a_foreign_source(world: World) -> None:
+    """Exceptions bear MACs that no number gives; several addresses, and several nodes, may have one."""
+    real, peer = b"\2\7\7\7\7\7", world.peers[2]
+    frame = ethernet(mac(A), real, 0x1234, bytes(40))
+
+    def refused() -> int:
+        before = world.engine.drops()
+        peer.send(peer.sealed(FRAME, frame), peer.sealed(FRAME, OWN[0]))
+        if world.side.port.receive() == frame:
+            assert world.side.port.receive() == OWN[0]
+        return world.dropped("foreign_source", before)
+
+    world.engine.route_set(C, 32, 3, real)
+    world.engine.route_set(C + 1, 32, 3, real)
+    assert refused() == 1
+    assert world.engine.stations() == []
+    world.engine.route_set(B, 32, 2, real)
+    assert refused() == 0
+    world.engine.route_del(B, 32)
+    assert refused() == 1
+    world.engine.route_del(C, 32)
+    assert refused() == 1
+    world.engine.route_set(C + 1, 32, 3)
+    assert refused() == 0
+    world.engine.route_set(A, 32, fp.SLOT_LOCAL, real)
+    assert refused() == 1
+
+
 def test_a_known_prefix_is_never_flooded(world: World) -> None:
     """Slot 3 asks for everything that is flooded; the frames for slot 2's block, known or gone, never reach it."""
     world.engine.node_set(3, flags=fp.NODE_ANSWER | fp.NODE_FLOOD, pod_mtu=1368)

@@ -85,6 +85,7 @@ from weave_router.fastpath.state cimport (
     EVENT_BYTES,
     EVENTS,
     GROUPS_PER_NODE,
+    MAC_OWNERS,
     NODE_ANSWER_,
     NODE_FLOOD_,
     NODES,
@@ -105,6 +106,7 @@ from weave_router.fastpath.state cimport (
     Command,
     Event,
     Exceptions,
+    MacOwner,
     Node,
     Path,
     Session,
@@ -116,6 +118,7 @@ from weave_router.fastpath.state cimport (
     Worker,
     entry_prefix,
     entry_slot,
+    mac_place,
     trie_find,
 )
 from weave_router.fastpath.worker cimport worker_free, worker_new, worker_run
@@ -237,6 +240,7 @@ cdef class Engine:
     cdef object threads
     cdef object limbo
     cdef object local_macs
+    cdef object macs
     cdef Routes routes
     cdef int commands_lost
     cdef readonly int event_fd
@@ -251,6 +255,7 @@ cdef class Engine:
         self.threads = []
         self.limbo = []
         self.local_macs = {}
+        self.macs = {}
         self.event_fd = -1
         self.s = <Shared *>calloc(1, sizeof(Shared))
         if self.s == NULL:
@@ -259,10 +264,11 @@ cdef class Engine:
         self.s.nodes = <Node *>calloc(NODES, sizeof(Node))
         self.s.sessions = <Session **>calloc(SESSION_SLOTS, sizeof(Session *))
         self.s.stations = <Station *>calloc(STATIONS, sizeof(Station))
+        self.s.mac_owners = <MacOwner *>calloc(MAC_OWNERS, sizeof(MacOwner))
         self.s.capture = <Capture *>calloc(1, sizeof(Capture))
         self.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.s.trie == NULL or self.s.nodes == NULL or self.s.sessions == NULL or self.s.stations == NULL or \
-                self.s.capture == NULL or self.event_fd < 0:
+                self.s.mac_owners == NULL or self.s.capture == NULL or self.event_fd < 0:
             raise MemoryError
         self.s.event_fd = self.event_fd
         self.s.event_armed = 1
@@ -300,6 +306,7 @@ cdef class Engine:
         free(self.s.nodes)
         free(self.s.sessions)
         free(self.s.stations)
+        free(self.s.mac_owners)
         free(self.s.capture)
         free(self.s.exceptions)
         if self.s.tokens != NULL:
@@ -514,11 +521,43 @@ cdef class Engine:
         self.routes.put(number, prefix_len, slot, bool(mac))
         if prefix_len == 32:
             self._exception(number, mac if slot == SLOT_LOCAL_ else b"")
+            self._mac_owner(number, (int.from_bytes(mac, "big"), slot) if mac else None)
 
     def route_del(self, object number, int prefix_len):
         self.routes.remove(number, prefix_len)
         if prefix_len == 32:
             self._exception(number, b"")
+            self._mac_owner(number, None)
+
+    cdef _mac_owner(self, object number, object owner):
+        """(MAC, slot) of this exception, or None; replaces what it had."""
+        former = self.macs.pop(number, None)
+        if owner is not None:
+            self.macs[number] = owner
+            self._mac_count(owner[0], owner[1], 1)
+        if former is not None:
+            self._mac_count(former[0], former[1], -1)
+
+    cdef _mac_count(self, uint64_t key, uint32_t slot, int change):
+        """One more or one less address of this node with this MAC. Where 16 places are full the check does without."""
+        cdef uint32_t i, at = mac_place(key)
+        cdef MacOwner *it
+        cdef MacOwner *place = NULL
+        with nogil:
+            spin_lock(&self.s.stations_lock)
+            for i in range(16):
+                it = &self.s.mac_owners[(at + i) & (MAC_OWNERS - 1)]
+                if it.mac == key and it.slot == slot:
+                    place = it
+                    break
+                if it.mac == 0 and place == NULL and change > 0:
+                    place = it
+            if place != NULL and key:
+                place.mac, place.slot = key, slot
+                place.addresses += change
+                if place.addresses == 0:
+                    place.mac = 0
+            spin_unlock(&self.s.stations_lock)
 
     cdef _exception(self, object number, bytes mac):
         """Keep the sorted table of local addresses with another MAC."""

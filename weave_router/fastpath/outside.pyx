@@ -121,6 +121,7 @@ from weave_router.fastpath.state cimport (
     FRAME_MAX,
     JOIN_SEGMENTS,
     JOINS,
+    MAC_OWNERS,
     PARTIALS,
     RX_BYTES,
     RX_MESSAGES,
@@ -132,6 +133,7 @@ from weave_router.fastpath.state cimport (
     Event,
     Exceptions,
     Join,
+    MacOwner,
     Node,
     Partial,
     Path,
@@ -144,6 +146,7 @@ from weave_router.fastpath.state cimport (
     entry_has_mac,
     entry_slot,
     in_universe,
+    mac_place,
     owner_of,
     trie_find,
 )
@@ -390,14 +393,34 @@ cdef inline bint foreign(const Shared *s, uint32_t number, int slot) noexcept no
     return owner != SLOT_NONE_ and owner != slot
 
 
+cdef bint foreign_mac(Shared *s, const uint8_t *mac, int slot) noexcept nogil:
+    """Is this the MAC of other nodes' exceptions, and of none of this node's?"""
+    cdef uint64_t key = (<uint64_t>load_be16(mac) << 32) | load_be32(mac + 2)
+    cdef uint32_t i, at = mac_place(key)
+    cdef MacOwner *owner
+    cdef bint others = False
+    spin_lock(&s.stations_lock)
+    for i in range(16):
+        owner = &s.mac_owners[(at + i) & (MAC_OWNERS - 1)]
+        if owner.mac == key and key:
+            others = <int>owner.slot != slot
+            if not others:
+                break
+    spin_unlock(&s.stations_lock)
+    return others
+
+
 cdef inline bint in_ipv6_universe(const Shared *s, const uint8_t *address) noexcept nogil:
     return s.has_ipv6 and memcmp(address, s.ipv6_prefix, 12) == 0
 
 
-cdef bint foreign_source(const Shared *s, const Frame *f, int slot) noexcept nogil:
+cdef bint foreign_source(Shared *s, const Frame *f, int slot) noexcept nogil:
     """Source MAC, ARP sender, ND target or source address of another node's block or exception."""
     cdef uint8_t *p = f.data + f.l3
-    if f.data[6] == 0x0A and f.data[7] == 0x58 and foreign(s, load_be32(f.data + 8), slot):
+    if f.data[6] == 0x0A and f.data[7] == 0x58:
+        if foreign(s, load_be32(f.data + 8), slot):
+            return True
+    elif foreign_mac(s, f.data + 6, slot):
         return True
     if f.family == 4:
         return in_universe(s, load_be32(p + 12)) and foreign(s, load_be32(p + 12), slot)

@@ -26,6 +26,7 @@ cdef enum:
 
     GROUPS_PER_NODE = 32
     STATIONS = 4096  # open addressing, a power of two
+    MAC_OWNERS = 131072  # the same; pages that no exception needs are never touched
     TRIE_NODES_MAX = 16384  # 2 KB each
     TOKENS_MAX = 4
 
@@ -65,6 +66,11 @@ cdef struct Station:  # MAC outside the universe, learned from a peer's frame
     uint32_t slot
     uint64_t seen_ns
     uint64_t moved_ns
+
+cdef struct MacOwner:  # a node that has an exception with this MAC; several nodes may
+    uint64_t mac  # 0: empty
+    uint32_t slot
+    uint32_t addresses  # its exceptions that name it
 
 cdef struct Path:  # immutable but for gso_off and told_ns
     sockaddr_in6 remote  # also holds a sockaddr_in
@@ -298,8 +304,9 @@ cdef struct Shared:
     Node *nodes
     int slot_top
     Session **sessions
-    uint32_t stations_lock
+    uint32_t stations_lock  # of stations and mac_owners
     Station *stations
+    MacOwner *mac_owners
     Capture *capture
     OSSL_PARAM mac_params[2]
     size_t mac_size
@@ -336,6 +343,10 @@ cdef inline bint entry_has_mac(uint64_t entry) noexcept nogil:
 
 cdef inline int owner_of(const Shared *s, uint32_t number) noexcept nogil:
     return entry_slot(trie_find(s, number))
+
+
+cdef inline uint32_t mac_place(uint64_t key) noexcept nogil:
+    return <uint32_t>((key * <uint64_t>0x9E3779B97F4A7C15ULL) >> 47)
 
 
 cdef inline bint in_universe(const Shared *s, uint32_t number) noexcept nogil:
