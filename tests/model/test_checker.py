@@ -25,8 +25,9 @@ def test_small_world_is_clean(world: Config) -> None:
     assert result.complete, result
 
 
+@pytest.mark.timeout(180)
 def test_largest_world_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    result = search(TOGETHER, seconds_max=110, mebibytes_max=4096)
+    result = search(TOGETHER, seconds_max=170, mebibytes_max=4096)
     with capsys.disabled():
         print(f"\n{result}")
     assert result.violation is None and result.complete, result

@@ -12,8 +12,8 @@ def _world(name: str, **more: object) -> Config:
     return Config(name, **{"muted": NO_HAVE, **more})  # type: ignore[arg-type]
 
 
-TOGETHER = _world("together", members=2, joins=1, wants=1, grants=1, rounds=1, boots=1)
-"""A joiner, a gift, a retirement and a return in one world: the largest that fits into ``make test``."""
+TOGETHER = _world("together", members=2, joins=1, wants=1, grants=1, rounds=2, boots=1)
+"""A joiner, a gift, two retirements and a return in one world: the largest that fits into ``make test``."""
 
 GREAT = (
     # what ipam-search.md lists, now at message level
@@ -27,7 +27,8 @@ GREAT = (
     _world("restarts-2-rounds", wants=1, grants=1, rounds=2, boots=1, restarts=1),
     _world("join-2-rounds", members=2, joins=1, wants=1, grants=1, rounds=2),
     _world("join-boot", members=2, joins=1, wants=1, grants=1, rounds=1, boots=1),
-    _world("join-boot-2-rounds", members=2, joins=1, wants=1, grants=1, rounds=2, boots=1),
+    _world("join-boot-operator", members=2, joins=1, wants=1, grants=1, rounds=1, boots=1, ungates=1, aborts=1),
+    _world("join-boot-restart", members=2, joins=1, wants=1, grants=1, rounds=1, boots=1, restarts=1),
     _world("join-to-3", nodes=4, members=3, joins=1, wants=1, grants=1, rounds=1),
     _world("join-to-3-boot", nodes=4, members=3, joins=1, wants=1, grants=1, rounds=1, boots=1),
     _world("two-joiners", nodes=4, members=2, joins=2, wants=1, grants=1, rounds=1),
