@@ -1,10 +1,10 @@
-"""Two fast paths joined by loopback UDP, frames put in on the left and taken out, as a wire would carry them, on the right.
+"""Two fast paths joined by loopback UDP; frames go in on the left and come out on the right as on a wire.
 
     namespace left                                                   namespace right
     Port -> ta [engine a] == UDP on lo, ports 6783 and 6784 == [engine b] tb - b0 - v0 (no offloads) = v1 -> Port
 
-What arrives at v1 passed the kernel's own segmentation and checksum code, so a superframe that we described wrongly, or a
-checksum left open, shows there. For the tests of fastpath/ only; knows nothing of the rooms above it.
+What arrives at v1 passed the kernel's own segmentation and checksum code, so a superframe that we described wrongly,
+or a checksum left open, shows there. For the tests of fastpath/ only; knows nothing of the rooms above it.
 """
 
 import contextlib
@@ -100,10 +100,18 @@ def open_udp(port: int) -> socket.socket:
     s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     six = socket.IPPROTO_IPV6
     for level, option, value in (
-        (six, socket.IPV6_V6ONLY, 0), (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1), (six, 23, 3), (socket.IPPROTO_IP, 10, 3),
-        (socket.IPPROTO_IP, 8, 1), (six, socket.IPV6_RECVPKTINFO, 1), (socket.IPPROTO_IP, 13, 1),
-        (six, socket.IPV6_RECVTCLASS, 1), (17, 104, 1), (socket.SOL_SOCKET, 33, 8 << 20), (socket.SOL_SOCKET, 32, 8 << 20),
-    ):  # fmt: skip
+        (six, socket.IPV6_V6ONLY, 0),
+        (socket.SOL_SOCKET, socket.SO_REUSEPORT, 1),
+        (six, 23, 3),
+        (socket.IPPROTO_IP, 10, 3),
+        (socket.IPPROTO_IP, 8, 1),
+        (six, socket.IPV6_RECVPKTINFO, 1),
+        (socket.IPPROTO_IP, 13, 1),
+        (six, socket.IPV6_RECVTCLASS, 1),
+        (17, 104, 1),
+        (socket.SOL_SOCKET, 33, 8 << 20),
+        (socket.SOL_SOCKET, 32, 8 << 20),
+    ):
         s.setsockopt(level, option, value)
     s.bind(("::", port))
     return s
@@ -181,8 +189,8 @@ class Pair:
     def path(self, payload_max: int = 1472, flags: int = 0, *, epoch: int = 0, port: int = PORT_RIGHT) -> None:
         """Where both send; `port`: where the left side thinks the right one is."""
         loopback = "127.0.0.1" if self.outer == "4" else "::1"
-        for side, port in ((self.left, port), (self.right, PORT_LEFT)):
-            side.engine.path_set(2, remote=(loopback, port), local="", epoch=epoch, payload_max=payload_max, flags=flags)
+        for side, to in ((self.left, port), (self.right, PORT_LEFT)):
+            side.engine.path_set(2, remote=(loopback, to), local="", epoch=epoch, payload_max=payload_max, flags=flags)
 
     def exchange(self, frames: Iterable[bytes | tuple[bytes, bytes]], timeout: float = 10.0) -> list[bytes]:
         """Put frames in on the left (with or without a virtio header), take out on the right what comes of them."""
@@ -204,34 +212,74 @@ class Pair:
             found.append(frame)
 
 
-def add_peer(engine: fp.Engine, *, slot: int, number: int, session: int, remote_index: int, keys: tuple[bytes, bytes],
-             suite: int = fp.SUITE_AESGCM, flags: int = 0, pod_mtu: int = POD_MTU) -> None:  # fmt: skip
+def add_peer(
+    engine: fp.Engine,
+    *,
+    slot: int,
+    number: int,
+    session: int,
+    remote_index: int,
+    keys: tuple[bytes, bytes],
+    suite: int = fp.SUITE_AESGCM,
+    flags: int = 0,
+    pod_mtu: int = POD_MTU,
+) -> None:
     """A node with one /26 block and one session (keys: sending, receiving) that is in use."""
     engine.node_set(slot, flags=fp.NODE_ANSWER, pod_mtu=pod_mtu)
     engine.route_set(number & ~63, 26, slot)
-    engine.session_add(session, slot, suite=suite, send_key=keys[0], recv_key=keys[1], remote_index=remote_index,
-                       flags=flags | fp.SESSION_MAY_SEND)  # fmt: skip
+    engine.session_add(
+        session,
+        slot,
+        suite=suite,
+        send_key=keys[0],
+        recv_key=keys[1],
+        remote_index=remote_index,
+        flags=flags | fp.SESSION_MAY_SEND,
+    )
     engine.session_use(slot, session)
 
 
-def start_side(namespace: Namespace, tap: str, port: int, *, sockets_in: Namespace, watch: tuple[str, bool],
-               workers: int = 1, offloads: int = ALL_OFFLOADS, refuse: frozenset[str] = frozenset(),
-               network: int = 0) -> Side:  # fmt: skip
+def start_side(
+    namespace: Namespace,
+    tap: str,
+    port: int,
+    *,
+    sockets_in: Namespace,
+    watch: tuple[str, bool],
+    workers: int = 1,
+    offloads: int = ALL_OFFLOADS,
+    refuse: frozenset[str] = frozenset(),
+    network: int = 0,
+) -> Side:
     """Engine on a TAP in `namespace` and sockets in `sockets_in`; the interfaces are set up by the caller before."""
     taps = namespace.call(lambda: [open_tap(tap, offloads) for _ in range(workers)])
     sockets = sockets_in.call(lambda: [open_udp(port) for _ in range(workers)])
     engine = fp.Engine(workers=workers, mtu=POD_MTU, refuse=refuse, network=network)
-    engine.start(taps, [s.fileno() for s in sockets], vnet_hdr=VNET, tap_csum=bool(offloads & CSUM),
-                 tap_tso=bool(offloads & TSO4), tap_uso=bool(offloads & USO4))  # fmt: skip
+    engine.start(
+        taps,
+        [s.fileno() for s in sockets],
+        vnet_hdr=VNET,
+        tap_csum=bool(offloads & CSUM),
+        tap_tso=bool(offloads & TSO4),
+        tap_uso=bool(offloads & USO4),
+    )
     engine.universe_set(UNIVERSE, UNIVERSE_BITS, PREFIX6)
     wait_for(lambda: transmits(namespace, tap))
     return Side(engine, taps, sockets, Port(namespace, watch[0], vnet=watch[1]))
 
 
 @contextlib.contextmanager
-def pair(*, workers: int = 1, suite: int = fp.SUITE_AESGCM, session_flags: int = 0, outer: str = "4",
-         offloads: tuple[int, int] = (ALL_OFFLOADS, ALL_OFFLOADS), payload_max: int = 1472,
-         refuse: frozenset[str] = frozenset(), pod_mtu: int = POD_MTU) -> Iterator[Pair]:  # fmt: skip
+def pair(
+    *,
+    workers: int = 1,
+    suite: int = fp.SUITE_AESGCM,
+    session_flags: int = 0,
+    outer: str = "4",
+    offloads: tuple[int, int] = (ALL_OFFLOADS, ALL_OFFLOADS),
+    payload_max: int = 1472,
+    refuse: frozenset[str] = frozenset(),
+    pod_mtu: int = POD_MTU,
+) -> Iterator[Pair]:
     """The picture above. `offloads`: what the left and the right TAP are opened with."""
     spaces = [Namespace(), Namespace()]
     with contextlib.ExitStack() as stack:
@@ -240,23 +288,63 @@ def pair(*, workers: int = 1, suite: int = fp.SUITE_AESGCM, session_flags: int =
         left, right = spaces
         tap = "mode tap vnet_hdr multi_queue"
         left.ip(f"tuntap add ta {tap}", "link set ta mtu 9000 txqueuelen 8000 up")
-        right.ip(f"tuntap add tb {tap}", "link add v0 type veth peer name v1",
-                 "link add name b0 type bridge mcast_snooping 0 forward_delay 0", "link set tb mtu 9100 master b0 up",
-                 "link set v0 mtu 9100 master b0 up", "link set v1 mtu 9100 up", "link set b0 mtu 9100 up")  # fmt: skip
+        right.ip(
+            f"tuntap add tb {tap}",
+            "link add v0 type veth peer name v1",
+            "link add name b0 type bridge mcast_snooping 0 forward_delay 0",
+            "link set tb mtu 9100 master b0 up",
+            "link set v0 mtu 9100 master b0 up",
+            "link set v1 mtu 9100 up",
+            "link set b0 mtu 9100 up",
+        )
         right.call(no_bridge_netfilter)
         right.run("ethtool", "-K", "v0", "tx", "off", "tso", "off", "gso", "off")
-        a = start_side(left, "ta", PORT_LEFT, sockets_in=left, watch=("ta", True), workers=workers, offloads=offloads[0],
-                       refuse=refuse)  # fmt: skip
+        a = start_side(
+            left,
+            "ta",
+            PORT_LEFT,
+            sockets_in=left,
+            watch=("ta", True),
+            workers=workers,
+            offloads=offloads[0],
+            refuse=refuse,
+        )
         stack.callback(a.close)
-        b = start_side(right, "tb", PORT_RIGHT, sockets_in=left, watch=("v1", False), workers=workers, offloads=offloads[1],
-                       refuse=refuse)  # fmt: skip
+        b = start_side(
+            right,
+            "tb",
+            PORT_RIGHT,
+            sockets_in=left,
+            watch=("v1", False),
+            workers=workers,
+            offloads=offloads[1],
+            refuse=refuse,
+        )
         stack.callback(b.close)
         a.engine.route_set(LEFT, 26, fp.SLOT_LOCAL)
         b.engine.route_set(RIGHT, 26, fp.SLOT_LOCAL)
-        add_peer(a.engine, slot=2, number=RIGHT, session=INDEX_LEFT, remote_index=INDEX_RIGHT, keys=KEYS, suite=suite,
-                 flags=session_flags, pod_mtu=pod_mtu)  # fmt: skip
-        add_peer(b.engine, slot=2, number=LEFT, session=INDEX_RIGHT, remote_index=INDEX_LEFT, keys=KEYS[::-1],
-                 suite=suite, flags=session_flags, pod_mtu=pod_mtu)  # fmt: skip
+        add_peer(
+            a.engine,
+            slot=2,
+            number=RIGHT,
+            session=INDEX_LEFT,
+            remote_index=INDEX_RIGHT,
+            keys=KEYS,
+            suite=suite,
+            flags=session_flags,
+            pod_mtu=pod_mtu,
+        )
+        add_peer(
+            b.engine,
+            slot=2,
+            number=LEFT,
+            session=INDEX_RIGHT,
+            remote_index=INDEX_LEFT,
+            keys=KEYS[::-1],
+            suite=suite,
+            flags=session_flags,
+            pod_mtu=pod_mtu,
+        )
         both = Pair(a, b, outer, spaces)
         both.path(payload_max)
         wait_for(lambda: carriers(right, "tb", "v1") and transmits(right, "v0"))
@@ -281,7 +369,11 @@ def transmits(space: Namespace, interface: str) -> bool:
 def carriers(space: Namespace, *interfaces: str) -> bool:
     """Do all interfaces run, as bridge ports forwarding where they are ports?"""
 
-    done = subprocess.run(["ip", "netns", "exec", space.name, "cat", *[f"/sys/class/net/{i}/carrier" for i in interfaces]],
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        ["ip", "netns", "exec", space.name, "cat", *[f"/sys/class/net/{i}/carrier" for i in interfaces]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     ports = subprocess.run(["bridge", "-n", space.name, "link"], capture_output=True, text=True, check=True).stdout
     return done.stdout.split() == ["1"] * len(interfaces) and "state disabled" not in ports and "listening" not in ports

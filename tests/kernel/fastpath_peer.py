@@ -49,19 +49,51 @@ def pseudo_header(source: bytes, target: bytes, protocol: int, length: int) -> b
     return source + target + struct.pack(">II", length, protocol)
 
 
-def ip_packet(source: str, target: str, protocol: int, body: bytes, *, ident: int = 0, flags: int = 2, tos: int = 0,
-              options: bytes = b"") -> bytes:  # fmt: skip
+def ip_packet(
+    source: str,
+    target: str,
+    protocol: int,
+    body: bytes,
+    *,
+    ident: int = 0,
+    flags: int = 2,
+    tos: int = 0,
+    options: bytes = b"",
+) -> bytes:
     """IPv4 (`flags` 2: DF) or IPv6 datagram. `options`: IPv4 options or IPv6 extension headers, whole."""
     a, b = packed(source), packed(target)
     if len(a) == 4:
-        head = struct.pack(">BBHHHBBH", 0x45 + len(options) // 4, tos, 20 + len(options) + len(body), ident, flags << 13,
-                           64, protocol, 0) + a + b + options  # fmt: skip
+        head = (
+            struct.pack(
+                ">BBHHHBBH",
+                0x45 + len(options) // 4,
+                tos,
+                20 + len(options) + len(body),
+                ident,
+                flags << 13,
+                64,
+                protocol,
+                0,
+            )
+            + a
+            + b
+            + options
+        )
         return head[:10] + struct.pack(">H", internet_checksum(head)) + head[12:] + body
     return struct.pack(">IHBB", 6 << 28 | tos << 20, len(options) + len(body), protocol, 64) + a + b + options + body
 
 
-def tcp(source: str, target: str, payload: bytes, *, sport: int = 1000, dport: int = 80, seq: int = 1, flags: int = ACK,
-        options: bytes = b"") -> bytes:  # fmt: skip
+def tcp(
+    source: str,
+    target: str,
+    payload: bytes,
+    *,
+    sport: int = 1000,
+    dport: int = 80,
+    seq: int = 1,
+    flags: int = ACK,
+    options: bytes = b"",
+) -> bytes:
     head = struct.pack(">HHIIBBHHH", sport, dport, seq, 7, (20 + len(options)) // 4 << 4, flags, 501, 0, 0) + options
     segment = head + payload
     value = internet_checksum(pseudo_header(packed(source), packed(target), TCP, len(segment)) + segment)
@@ -78,19 +110,25 @@ def ethernet(target: bytes, source: bytes, ethertype: int, body: bytes, tags: by
     return target + source + tags + struct.pack(">H", ethertype) + body
 
 
+def addresses(frame: bytes, l3: int) -> tuple[bytes, bytes]:
+    if frame[l3] >> 4 == 4:
+        return frame[l3 + 12 : l3 + 16], frame[l3 + 16 : l3 + 20]
+    return frame[l3 + 8 : l3 + 24], frame[l3 + 24 : l3 + 40]
+
+
 def opened(frame: bytes, l3: int = 14, l4: int | None = None) -> bytes:
     """The frame as the kernel hands it over with an open checksum: the pseudo-header's sum stands in its place."""
     four = frame[l3] >> 4 == 4
     l4 = l4 or l3 + (20 if four else 40)
     protocol = frame[l3 + 9] if four else frame[l3 + 6]
-    a, b = (frame[l3 + 12 : l3 + 16], frame[l3 + 16 : l3 + 20]) if four else (frame[l3 + 8 : l3 + 24], frame[l3 + 24 : l3 + 40])
+    a, b = addresses(frame, l3)
     at = l4 + (16 if protocol == TCP else 6)
     value = ones_sum(pseudo_header(a, b, protocol, len(frame) - l4))
     return frame[:at] + struct.pack(">H", value) + frame[at + 2 :]
 
 
 def vnet(frame: bytes, gso: int = 0, l3: int = 14) -> bytes:
-    """virtio_net_hdr of 10 bytes for a frame with an open checksum, cut at `gso` payload bytes (0: not a superframe)."""
+    """virtio_net_hdr of 10 bytes for a frame with an open checksum, to be cut at `gso` payload bytes (0: not)."""
     four = frame[l3] >> 4 == 4
     protocol, l4 = (frame[l3 + 9], l3 + 20) if four else (frame[l3 + 6], l3 + 40)
     kind = 0 if not gso else 5 if protocol == UDP else 1 if four else 4
@@ -133,8 +171,7 @@ def cut(frame: bytes, gso: int, l3: int = 14) -> list[bytes]:
 def completed(frame: bytes, l3: int, l4: int, protocol: int) -> bytes:
     at = l4 + (16 if protocol == TCP else 6)
     bare = frame[:at] + b"\0\0" + frame[at + 2 :]
-    four = frame[l3] >> 4 == 4
-    a, b = (frame[l3 + 12 : l3 + 16], frame[l3 + 16 : l3 + 20]) if four else (frame[l3 + 8 : l3 + 24], frame[l3 + 24 : l3 + 40])
+    a, b = addresses(frame, l3)
     value = internet_checksum(pseudo_header(a, b, protocol, len(frame) - l4) + bare[l4:])
     if protocol == UDP:
         value = value or 0xFFFF
@@ -152,7 +189,8 @@ def normal(frame: bytes) -> bytes:
         l3 += 4
     kind, l3 = int.from_bytes(frame[l3 : l3 + 2], "big"), l3 + 2
     l4 = l3 + (20 if kind == IPV4 else 40)
-    if kind in (IPV4, IPV6) and frame[l3 + (9 if kind == IPV4 else 6)] == TCP and frame[l4 + 16 : l4 + 18] == b"\xff\xff":
+    tcp_here = kind in (IPV4, IPV6) and frame[l3 + (9 if kind == IPV4 else 6)] == TCP
+    if tcp_here and frame[l4 + 16 : l4 + 18] == b"\xff\xff":
         return frame[: l4 + 16] + b"\0\0" + frame[l4 + 18 :]
     return frame
 
@@ -199,8 +237,17 @@ def bundle(*frames: bytes, flags: int = 0) -> bytes:
 class PythonPeer:
     """One session with an engine. `keys`: sending, receiving, as this peer sees them."""
 
-    def __init__(self, namespace: Namespace, port: int, *, remote_port: int, index: int, remote_index: int,
-                 keys: tuple[bytes, bytes], suite: int = fp.SUITE_AESGCM) -> None:  # fmt: skip
+    def __init__(
+        self,
+        namespace: Namespace,
+        port: int,
+        *,
+        remote_port: int,
+        index: int,
+        remote_index: int,
+        keys: tuple[bytes, bytes],
+        suite: int = fp.SUITE_AESGCM,
+    ) -> None:
         self.socket = namespace.call(open_udp, port)
         self.socket.setsockopt(17, 104, 0)  # datagrams one by one
         self.remote = ("::ffff:127.0.0.1", remote_port)
@@ -212,8 +259,17 @@ class PythonPeer:
     def close(self) -> None:
         self.socket.close()
 
-    def sealed(self, kind: int, body: bytes, *, lane: int = 0, counter: int | None = None, flags: int = 0, piece: int = 0,
-               size: int = 0) -> bytes:  # fmt: skip
+    def sealed(
+        self,
+        kind: int,
+        body: bytes,
+        *,
+        lane: int = 0,
+        counter: int | None = None,
+        flags: int = 0,
+        piece: int = 0,
+        size: int = 0,
+    ) -> bytes:
         return self.sealed_raw(descriptor(kind, piece=piece, size=size, flags=flags) + body, lane=lane, counter=counter)
 
     def sealed_raw(self, plain: bytes, *, lane: int = 0, counter: int | None = None, header_flags: int = 0) -> bytes:

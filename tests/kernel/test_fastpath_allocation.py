@@ -1,4 +1,4 @@
-"""No allocation per packet: the heap calls of the worker threads are counted in a child (topology: fastpath_pair.py)."""
+"""No allocation per packet: heap calls of the worker threads, counted in a child (topology: fastpath_pair.py)."""
 
 import json
 import os

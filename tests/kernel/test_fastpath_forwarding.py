@@ -1,34 +1,15 @@
-"""What a fast path does between its tables and its peers: one engine, peers in plain Python that open every datagram.
+"""What a fast path does between its tables and its peers (topology: fastpath_world.py)."""
 
-    Port -> ta [engine] == UDP on lo, port 6783 == PythonPeer on ports 7002, 7003 (slots 2 and 3)
-"""
-
-import fcntl
 import itertools
-import os
 import random
 import socket
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import pytest
-from kernel.fastpath_pair import (
-    LEFT,
-    PREFIX6,
-    RIGHT,
-    THIRD,
-    Namespace,
-    Side,
-    add_peer,
-    ip4,
-    ip6,
-    mac,
-    start_side,
-    wait_for,
-)
+from kernel.fastpath_pair import LEFT, PREFIX6, RIGHT, ip4, ip6, mac, wait_for
 from kernel.fastpath_peer import (
     CONTROL,
     CSUM_OPEN,
@@ -39,7 +20,6 @@ from kernel.fastpath_peer import (
     LAST,
     TCP,
     UDP,
-    Opened,
     PythonPeer,
     cut,
     ethernet,
@@ -49,94 +29,12 @@ from kernel.fastpath_peer import (
     udp,
     vnet,
 )
+from kernel.fastpath_world import A, B, C, World, build, plain, start_again
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import Ether
 
 from weave_router.fastpath import engine as fp
-
-A, B, C = LEFT + 2, RIGHT + 2, THIRD + 2
-BLOCKS = {2: RIGHT, 3: THIRD}
-
-
-@dataclass
-class World:
-    space: Namespace
-    side: Side
-    peers: dict[int, PythonPeer]
-
-    @property
-    def engine(self) -> fp.Engine:
-        return self.side.engine
-
-    def index(self, slot: int) -> int:
-        return 0x500000 + slot
-
-    def path(self, slot: int = 2, *, payload_max: int = 1472, epoch: int = 0, flags: int = 0) -> None:
-        remote = ("127.0.0.1", 7000 + slot)
-        self.engine.path_set(slot, remote=remote, local="", epoch=epoch, payload_max=payload_max, flags=flags)
-
-    def put(self, *frames: bytes) -> None:
-        for frame in frames:
-            self.side.port.send(frame)
-
-    def datagrams(self, slot: int = 2, count: int = 1) -> list[Opened]:
-        """So many datagrams, opened; and nothing behind them."""
-        found = []
-        for _ in range(count):
-            datagram = self.peers[slot].receive()
-            assert datagram is not None, self.side.drops()
-            found.append(self.peers[slot].open(datagram))
-        return found
-
-    def frames(self, slot: int = 2, count: int = 1) -> list[bytes]:
-        found: list[bytes] = []
-        while len(found) < count:
-            found += [frame for one in self.datagrams(slot) for _, frame in one.frames()]
-        assert len(found) == count
-        return found
-
-    def silent(self, slot: int = 2) -> bool:
-        return self.peers[slot].receive(0.0) is None
-
-    def settle(self, slot: int = 2) -> None:
-        """Everything before this has been dealt with: a frame of its own went through."""
-        self.put(ethernet(mac(BLOCKS[slot] + 1), mac(A), 0x88B5, bytes(40)))
-        assert self.frames(slot)[0][12:14] == b"\x88\xb5"
-
-    def dropped(self, name: str, before: dict[str, int]) -> int:
-        return self.engine.drops()[name] - before[name]
-
-    def events(self, kind: int) -> list[tuple[object, ...]]:
-        return [event for event in self.engine.events() if event[0] == kind]
-
-
-def build(stack: ExitStack, *, workers: int = 1, sessions: bool = True, steering: int = -1) -> World:
-    space = Namespace()
-    stack.callback(space.close)
-    space.ip("tuntap add ta mode tap vnet_hdr multi_queue", "link set ta mtu 9100 txqueuelen 4000 up")
-    side = start_side(space, "ta", 6783, sockets_in=space, watch=("ta", True), workers=workers)
-    stack.callback(side.close)
-    if steering >= 0:
-        fcntl.ioctl(side.taps[0], 0x800454E0, struct.pack("i", steering))
-    side.engine.route_set(LEFT, 26, fp.SLOT_LOCAL)
-    world = World(space, side, {})
-    for slot, number in BLOCKS.items():
-        keys = bytes([slot]) * 32, bytes([slot + 100]) * 32
-        peer = PythonPeer(space, 7000 + slot, remote_port=6783, index=0x300000 + slot, remote_index=world.index(slot),
-                          keys=keys)  # fmt: skip
-        stack.callback(peer.close)
-        world.peers[slot] = peer
-        if sessions:
-            add_peer(side.engine, slot=slot, number=number, session=world.index(slot), remote_index=0x300000 + slot,
-                     keys=keys[::-1])  # fmt: skip
-            world.path(slot)
-            world.settle(slot)
-        else:
-            side.engine.node_set(slot, flags=fp.NODE_ANSWER, pod_mtu=1368)
-            side.engine.route_set(number, 26, slot)
-    side.engine.events()
-    return world
 
 
 @pytest.fixture
@@ -151,18 +49,6 @@ def without_sessions() -> Iterator[World]:
         yield build(stack, sessions=False)
 
 
-def plain(target: int, n: int = 46, mark: int = 0) -> bytes:
-    return ethernet(mac(target), mac(A), 0x1234, mark.to_bytes(4, "big") + bytes(n - 4))
-
-
-def use(world: World, slot: int = 2) -> None:
-    """Give the slot its session, as a handshake does at last."""
-    world.engine.session_add(world.index(slot), slot, suite=fp.SUITE_AESGCM, send_key=bytes([slot + 100]) * 32,
-                             recv_key=bytes([slot]) * 32, remote_index=0x300000 + slot, flags=fp.SESSION_MAY_SEND)  # fmt: skip
-    world.path(slot)
-    world.engine.session_use(slot, world.index(slot))
-
-
 # -- the wire --------------------------------------------------------------------------------------------------------
 
 
@@ -174,12 +60,6 @@ def test_small_frames_of_one_burst_share_a_datagram(world: World) -> None:
     start_again(world)
     assert world.frames(count=100) == frames
     assert world.engine.counters()["datagrams_sent"] - before < 12
-
-
-def start_again(world: World) -> None:
-    """As after stop(): what was sent meanwhile waits in the TAP and comes as one burst."""
-    side = world.side
-    side.engine.start(side.taps, [s.fileno() for s in side.sockets], vnet_hdr=12, tap_csum=True, tap_tso=True, tap_uso=True)
 
 
 def test_trains_hold_datagrams_of_one_size_and_a_shorter_last(world: World) -> None:
@@ -319,9 +199,7 @@ def test_first_use_and_other_sources(world: World) -> None:
         assert world.events(fp.EV_CANDIDATE) == []  # worker 1's lane, and a former epoch
         other.sendto(peer.sealed(CONTROL, b"", lane=0x90), ("127.0.0.1", 6783))
         wait_for(lambda: world.engine.session_figures(world.index(2)).rx_packets == 4)
-        assert world.events(fp.EV_CANDIDATE) == [
-            (fp.EV_CANDIDATE, world.index(2), ("127.0.0.1", 7999), "127.0.0.1")
-        ]
+        assert world.events(fp.EV_CANDIDATE) == [(fp.EV_CANDIDATE, world.index(2), ("127.0.0.1", 7999), "127.0.0.1")]
     world.settle()  # no datagram moves a path by itself
 
 
@@ -596,178 +474,3 @@ def test_without_df_it_is_the_overlay_s_to_carry(world: World) -> None:
     frame = ethernet(mac(B), mac(A), IPV4, ip_packet(*pair, UDP, udp(*pair, bytes(2000)), flags=0))
     world.put(frame)
     assert b"".join(piece.body for piece in world.datagrams(count=2)) == frame
-
-
-# -- parking ---------------------------------------------------------------------------------------------------------
-
-
-def test_parked_frames_go_first_and_in_order(without_sessions: World) -> None:
-    world = without_sessions
-    parked = [plain(B, 60, i) for i in range(40)]
-    world.put(*parked)
-    wait_for(lambda: world.engine.counters()["parked"] == 40)
-    assert world.events(fp.EV_NEED_SESSION) == [(fp.EV_NEED_SESSION, 2)]
-    world.engine.stop()
-    later = [plain(B, 60, 100 + i) for i in range(10)]
-    world.put(*later)  # will be read in the burst in which the session is there already
-    use(world)
-    start_again(world)
-    assert world.frames(count=50) == [*parked, *later]
-
-
-def test_parking_has_a_limit_of_frames_and_of_bytes(without_sessions: World) -> None:
-    world = without_sessions
-    before = world.engine.drops()
-    world.put(*[plain(B, 60, i) for i in range(80)])
-    world.put(*[plain(C, 9000, i) for i in range(40)])
-    wait_for(lambda: world.engine.counters()["frames_in"] == 120)
-    assert world.engine.counters()["parked"] == 64 + 29  # 262,144 / 9,014
-    assert world.dropped("park_full", before) == 27
-    use(world, 2)
-    use(world, 3)
-    assert world.frames(2, 64) == [plain(B, 60, i) for i in range(64)]
-    world.datagrams(3, 29 * 7)
-
-
-def test_parking_has_a_limit_in_all(without_sessions: World) -> None:
-    world = without_sessions
-    before = world.engine.drops()
-    for slot in range(10, 40):
-        world.engine.node_set(slot, flags=0, pod_mtu=1368)
-        world.engine.route_set(LEFT + 0x4000 + 64 * slot, 26, slot)
-        world.put(*[plain(LEFT + 0x4000 + 64 * slot, 9000, i) for i in range(29)])
-        wait_for(lambda slot=slot: world.engine.counters()["frames_in"] == 29 * (slot - 9))  # type: ignore[misc]
-    assert 4194304 // 9300 <= world.engine.counters()["parked"] <= 4194304 // 9014
-    assert world.dropped("park_full", before) == 29 * 30 - world.engine.counters()["parked"]
-
-
-def test_parked_frames_expire_after_3_seconds(without_sessions: World) -> None:
-    world = without_sessions
-    before = world.engine.drops()
-    start = time.monotonic()
-    world.put(plain(B))
-    wait_for(lambda: world.dropped("no_session", before) == 1)
-    assert 2.9 < time.monotonic() - start < 3.6
-    use(world)
-    world.settle()
-
-
-def test_parked_frames_do_not_follow_the_slot_to_another_node(without_sessions: World) -> None:
-    world = without_sessions
-    before = world.engine.drops()
-    world.put(plain(B, 60, 1))
-    wait_for(lambda: world.engine.counters()["parked"] == 1)
-    world.engine.node_del(2)
-    world.engine.node_set(2, flags=0, pod_mtu=1368)
-    use(world)
-    world.settle()
-    assert world.dropped("no_session", before) == 1
-
-
-# -- capture ---------------------------------------------------------------------------------------------------------
-
-
-def test_capture_of_a_node_or_a_number(world: World) -> None:
-    peer = world.peers[2]
-    pair = ip4(A), ip4(B)
-    out = ethernet(mac(B), mac(A), IPV4, ip_packet(*pair, UDP, udp(*pair, bytes(300))))
-    back = ethernet(mac(A), mac(B), IPV6, ip_packet(ip6(B), ip6(A), UDP, udp(ip6(B), ip6(A), bytes(40))))
-
-    def traffic() -> None:
-        world.put(out, plain(B), plain(C))
-        world.frames(2, 2)
-        world.frames(3, 1)
-        peer.send(peer.sealed(FRAME, back))
-        assert world.side.port.receive() == back
-
-    traffic()
-    world.engine.capture_start(slot=2, snap=128)
-    with pytest.raises(ValueError, match="running"):
-        world.engine.capture_start()
-    traffic()
-    found = world.engine.capture_read()
-    assert [(d, n, f) for _, d, n, f in found] == [(0, len(out), out[:128]), (0, 60, plain(B)), (1, len(back), back)]
-    assert all(abs(ns - time.time_ns()) < 5e9 for ns, *_ in found)
-    assert world.engine.capture_stop() == 0
-    world.engine.capture_start(number=B)
-    traffic()
-    assert [f for *_, f in world.engine.capture_read()] == [out, back]
-    for _ in range(300):
-        world.put(*[out] * 4)
-        world.frames(2, 4)
-    assert len(world.engine.capture_read()) == 1024
-    assert world.engine.capture_stop() == 176
-
-
-# -- many workers and moving tables ----------------------------------------------------------------------------------
-
-
-def test_a_flow_stays_on_one_lane() -> None:
-    """Four workers, the kernel's steering program, traffic both ways: tun would move flows to where answers are written."""
-    from weave_router.host.bpf_driver import load_tap_program
-
-    with ExitStack() as stack:
-        program = load_tap_program()
-        stack.callback(os.close, program)
-        world = build(stack, workers=4, steering=program)
-        peer, lanes = world.peers[2], {}
-        flows = [(4, port) for port in range(2000, 2040)] + [(6, port) for port in range(2000, 2040)]
-        for _ in range(8):
-            for family, port in flows:
-                pair = (ip4(A), ip4(B)) if family == 4 else (ip6(A), ip6(B))
-                kind = IPV4 if family == 4 else IPV6
-                body = udp(*pair, bytes(600), sport=port, dport=53)
-                world.put(ethernet(mac(B), mac(A), kind, ip_packet(*pair, UDP, body)))
-                [one] = world.datagrams()
-                [(_, frame)] = one.frames()
-                lanes.setdefault((family, port), set()).add(one.lane)
-                back = udp(pair[1], pair[0], bytes(600), sport=53, dport=port)
-                peer.send(peer.sealed(FRAME, ethernet(mac(A), mac(B), kind, ip_packet(pair[1], pair[0], UDP, back))))
-                assert world.side.port.receive() is not None
-        assert all(len(found) == 1 for found in lanes.values())
-        assert {next(iter(found)) for found in lanes.values()} == {0, 1, 2, 3}
-
-
-def test_tables_change_under_load_without_a_miss(world: World) -> None:
-    """Routes, exceptions, nodes, paths and sessions of others, and the path of the very node, changed at full speed."""
-    before = world.engine.drops()
-    sent = 0
-    rng = random.Random(11)
-    for turn in range(1500):
-        frame = plain(B, 600, turn)
-        world.put(frame)
-        sent += 1
-        world.path(payload_max=1472 - turn % 3)
-        number = LEFT + 0x8000 + rng.randrange(4096)
-        world.engine.route_set(number, 32, fp.SLOT_LOCAL, bytes([2, *number.to_bytes(5, "big")]))
-        if turn % 2:
-            world.engine.route_del(number, 32)
-        slot = 100 + turn % 7
-        world.engine.node_set(slot, flags=0, pod_mtu=1368)
-        world.engine.session_add(0x700000 + slot, slot, suite=fp.SUITE_AESGCM, send_key=bytes(32), recv_key=bytes(32),
-                                 remote_index=1, flags=fp.SESSION_MAY_SEND)  # fmt: skip
-        world.engine.path_set(slot, remote=("127.0.0.1", 9), local="", epoch=0, payload_max=548, flags=0)
-        world.engine.session_use(slot, 0x700000 + slot)
-        world.engine.session_del(0x700000 + slot)
-        world.engine.node_del(slot)
-        if sent == 50:
-            assert [f[14:18] for f in world.frames(2, 50)] == [(turn - 49 + i).to_bytes(4, "big") for i in range(50)]
-            sent = 0
-    assert world.side.drops() == {name: n for name, n in before.items() if n}
-
-
-def test_sessions_change_under_load_without_a_miss(world: World) -> None:
-    """Twenty rekeys, each former session deleted while frames go: all arrive, none twice."""
-    before, used = world.engine.drops(), world.index(2)
-    for generation in range(1, 21):
-        fresh = 0x500100 + generation
-        world.engine.session_add(fresh, 2, suite=fp.SUITE_AESGCM, send_key=bytes([102]) * 32, recv_key=bytes([2]) * 32,
-                                 remote_index=0x300002, flags=fp.SESSION_MAY_SEND)  # fmt: skip
-        frames = [plain(B, 600, i) for i in range(60)]
-        world.put(*frames[:30])
-        world.engine.session_use(2, fresh)
-        world.put(*frames[30:])
-        world.engine.session_del(used)
-        used = fresh
-        assert world.frames(2, 60) == frames
-    assert world.side.drops() == {name: n for name, n in before.items() if n}

@@ -77,7 +77,9 @@ def ip_frame(family: int, protocol: int, body: bytes, tags: bytes = b"", **words
     return frame(IPV4 if family == 4 else IPV6, ip_packet(*addresses(family), protocol, body, **words), tags)
 
 
-def tcp_frame(family: int, payload: bytes, tags: bytes = b"", *, ident: int = 0, tos: int = 0, **words: object) -> bytes:
+def tcp_frame(
+    family: int, payload: bytes, tags: bytes = b"", *, ident: int = 0, tos: int = 0, **words: object
+) -> bytes:
     return ip_frame(family, TCP, tcp(*addresses(family), payload, **words), tags, ident=ident, tos=tos)  # type: ignore[arg-type]
 
 
@@ -130,7 +132,8 @@ def test_open_checksums_arrive_valid(both: Pair, payload_max: int) -> None:
     rng = random.Random(4)
     frames = [make(family, rng.randbytes(n), tags) for n in (1, 2, 17, 300, 517, 1300) for family in (4, 6)
               for make in (tcp_frame, udp_frame) for tags in (b"", VLAN)]  # fmt: skip
-    sent = [(opened(f, 14 if f[12:14] != VLAN[:2] else 18), vnet(f, l3=14 if f[12:14] != VLAN[:2] else 18)) for f in frames]
+    starts = [14 if f[12:14] != VLAN[:2] else 18 for f in frames]
+    sent = [(opened(f, l3), vnet(f, l3=l3)) for f, l3 in zip(frames, starts, strict=True)]
     assert same_frames(sorted(both.exchange(sent)), sorted(frames))  # flows may pass each other
 
 
@@ -156,9 +159,7 @@ def test_open_checksum_of_another_protocol_is_completed(both: Pair) -> None:
         (5000, 100, ACK | FIN, b""),
     ],
 )
-def test_tcp_superframes(
-    both: Pair, family: int, tags: bytes, size: int, gso: int, flags: int, options: bytes
-) -> None:
+def test_tcp_superframes(both: Pair, family: int, tags: bytes, size: int, gso: int, flags: int, options: bytes) -> None:
     both.path(1472)
     size -= 40 if family == 6 else 20
     payload = random.Random(size).randbytes(size - len(options))
@@ -169,7 +170,9 @@ def test_tcp_superframes(
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize(("size", "gso"), [(64 * 1300, 1300), (1301, 1300), (20 * 700 + 1, 700), (64 * 11, 11), (999, 37)])
+@pytest.mark.parametrize(
+    ("size", "gso"), [(64 * 1300, 1300), (1301, 1300), (20 * 700 + 1, 700), (64 * 11, 11), (999, 37)]
+)
 def test_udp_superframes(both: Pair, family: int, size: int, gso: int) -> None:
     both.path(1472)
     payload = random.Random(size).randbytes(min(size, 65000))
@@ -195,7 +198,7 @@ def test_udp_superframes_on_a_narrow_path_are_fragmented(both: Pair) -> None:
 
 
 def test_flows_that_are_joined_stay_apart(both: Pair) -> None:
-    """Twelve interleaved flows (the table holds eight), of changing sizes, ids, TOS and TTL: each in order, unmangled."""
+    """Twelve interleaved flows (the table holds eight), of changing sizes, ids and TOS: each in order, unmangled."""
     both.path(1472)
     rng = random.Random(8)
     frames = []
@@ -231,8 +234,11 @@ def test_no_full_size_frame_is_fragmented(both: Pair) -> None:
     """Pod MTU 1,368 on 1,500: 1,472 bytes of UDP payload, 1,452 with an IPv6 underlay; also with tags."""
     both.path(1472 if both.outer == "4" else 1452)
     before = both.left.engine.counters()["fragmented"]
-    full = [make(family, bytes(POD_MTU - least), tags) for tags in (b"", VLAN, QINQ)
-            for make, family, least in ((tcp_frame, 4, 40), (udp_frame, 4, 28), (tcp_frame, 6, 60), (udp_frame, 6, 48))]
+    full = [
+        make(family, bytes(POD_MTU - least), tags)
+        for tags in (b"", VLAN, QINQ)
+        for make, family, least in ((tcp_frame, 4, 40), (udp_frame, 4, 28), (tcp_frame, 6, 60), (udp_frame, 6, 48))
+    ]
     assert all(len(f) in (14 + POD_MTU, 18 + POD_MTU, 22 + POD_MTU) for f in full)
     unchanged(both, [*full, frame(0x1234, bytes(POD_MTU), QINQ)])
     superframe = tcp_frame(4, bytes(60000), VLAN)

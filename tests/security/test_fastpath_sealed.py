@@ -1,6 +1,6 @@
 """Random payloads of a peer that holds the key: nothing crashes, and no frame reaches the TAP that may not.
 
-    Port -> ta [engine] == UDP on lo, port 6783 <- PythonPeer (port 7002): a member, but mad or malicious
+Port -> ta [engine] == UDP on lo, port 6783 <- PythonPeer (port 7002): a member, but mad or malicious
 """
 
 import os
@@ -9,8 +9,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from kernel.fastpath_pair import ALL_OFFLOADS, LEFT, PREFIX6, RIGHT, THIRD, Namespace, Side, add_peer, ip4, ip6, mac
-from kernel.fastpath_pair import start_side, wait_for
+from kernel.fastpath_pair import (
+    ALL_OFFLOADS,
+    LEFT,
+    PREFIX6,
+    RIGHT,
+    THIRD,
+    Namespace,
+    Side,
+    add_peer,
+    ip4,
+    ip6,
+    mac,
+    start_side,
+    wait_for,
+)
 from kernel.fastpath_peer import (
     BUNDLE,
     CONTROL,
@@ -88,7 +101,9 @@ def inner(rng: random.Random) -> bytes:
     kind = 0x0800 if "." in pair[0] else 0x86DD
     body = ip_packet(*pair, protocol, make(*pair, bytes(size)), ident=rng.randrange(3))
     tags = rng.choice((b"", b"", b"\x81\0\0\1", b"\x88\xa8\0\1\x81\0\0\1"))
-    frame = ethernet(mac(target), mac(rng.choice((B,) * 10 + (C,))), rng.choice((kind, kind, 0x0806, 0x1234)), body, tags)
+    frame = ethernet(
+        mac(target), mac(rng.choice((B,) * 10 + (C,))), rng.choice((kind, kind, 0x0806, 0x1234)), body, tags
+    )
     if rng.random() < 0.3 and not tags:
         frame = opened(frame) if frame[12:14] in (b"\x08\0", b"\x86\xdd") else frame
     changed = bytearray(frame)
@@ -100,16 +115,22 @@ def inner(rng: random.Random) -> bytes:
 def descriptor(rng: random.Random, kind: int | None = None) -> bytes:
     kind = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 255)) if kind is None else kind
     index, flags = rng.choice((0, 0, 1, 2, 255)), rng.choice((0, CSUM_OPEN, LAST, 3, 255, CSUM_OPEN))
-    return bytes([kind, index]) + rng.choice((0, 8, 1316, 65535, rng.randrange(65536))).to_bytes(2, "big") + bytes([flags]) + (
-        bytes(3) if rng.random() < 0.7 else rng.randbytes(3)
+    size, rest = (
+        rng.choice((0, 8, 1316, 65535, rng.randrange(65536))),
+        rng.choice((bytes(3), bytes(3), rng.randbytes(3))),
     )
+    return bytes([kind, index]) + size.to_bytes(2, "big") + bytes([flags]) + rest
 
 
 def entries(rng: random.Random) -> bytes:
     found = b""
     for _ in range(rng.randrange(1, 6)):
         frame = inner(rng)
-        length = len(frame) if rng.random() < 0.9 else rng.choice((0, 13, 14, 65535, len(frame) + 1, len(frame) - 1)) & 0xFFFF
+        length = (
+            len(frame)
+            if rng.random() < 0.9
+            else rng.choice((0, 13, 14, 65535, len(frame) + 1, len(frame) - 1)) & 0xFFFF
+        )
         found += length.to_bytes(2, "big") + bytes([rng.choice((0, 1, 255)), 0]) + frame
     return found[: rng.randrange(len(found) + 1)] if rng.random() < 0.2 else found
 

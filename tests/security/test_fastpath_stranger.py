@@ -1,6 +1,6 @@
 """Datagrams of strangers: replayed, cut, changed, random. Dropped and counted, never answered, and nothing grows.
 
-    Port -> ta [engine] == UDP on lo, port 6783 <- PythonPeer (port 7002, knows the key), strangers (any other port)
+Port -> ta [engine] == UDP on lo, port 6783 <- PythonPeer (port 7002, knows the key), strangers (any other port)
 """
 
 import hashlib
@@ -50,11 +50,14 @@ class World:
             dropped = sum(self.engine.drops().values())
             for datagram in some:
                 self.stranger.sendto(datagram, ("127.0.0.1", 6783))
-            wait_for(lambda r=received, n=len(some) - empty: self.engine.counters()["datagrams_received"] == r + n)
-            wait_for(lambda d=dropped, n=len(some): sum(self.engine.drops().values()) == d + n)
+            self.wait_for_counts(received + len(some) - empty, dropped + len(some))
         after = self.engine.drops()
         assert self.unanswered()
         return {name: after[name] - drops[name] for name in after if after[name] != drops[name]}
+
+    def wait_for_counts(self, received: int, dropped: int) -> None:
+        wait_for(lambda: self.engine.counters()["datagrams_received"] == received)
+        wait_for(lambda: sum(self.engine.drops().values()) == dropped)
 
     def move(self) -> None:
         """The stranger goes on from another port."""
@@ -175,7 +178,9 @@ def test_forgotten_sessions_and_other_networks(world: World) -> None:
 
 
 def test_plaintext_on_a_sealed_session_is_refused(world: World) -> None:
-    datagram = world.peer.sealed_raw(bytes([FRAME]) + bytes(7) + ethernet(mac(A), mac(B), 0x1234, bytes(60)), header_flags=1)
+    datagram = world.peer.sealed_raw(
+        bytes([FRAME]) + bytes(7) + ethernet(mac(A), mac(B), 0x1234, bytes(60)), header_flags=1
+    )
     assert world.strange(datagram) == {"plaintext_refused": 1}
     before = world.engine.drops()["plaintext_refused"]
     world.peer.send(datagram)

@@ -147,7 +147,9 @@ def test_fuzz_any_bytes_leave_offsets_inside() -> None:
         data = bytearray(rng.choice(STARTS) + rng.randbytes(rng.choice((0, 1, 8, 40))))
         for _ in range(rng.choice((0, 1, 2, 8))):
             if data:
-                data[rng.randrange(len(data))] = rng.choice((0, 1, 5, 6, 43, 44, 58, 60, 0x45, 0xFF, rng.randrange(256)))
+                data[rng.randrange(len(data))] = rng.choice(
+                    (0, 1, 5, 6, 43, 44, 58, 60, 0x45, 0xFF, rng.randrange(256))
+                )
         assert_inside(bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data))
 
 
