@@ -1,7 +1,7 @@
 """What a node must still know after a crash: one SQLite file in the state directory.
 
 Identity, incarnation and run nonce, handshake counters (own blocks, greatest seen per peer key), targets, attachments,
-settings. A method that changes something returns when the change is on disk, so call it before sending what depends
+settings, and the tables of addresses (store_ipam.py). A method that changes something returns when the change is on disk, so call it before sending what depends
 on it. One writer, by flock on ``store.lock``; a successor may read meanwhile and becomes the writer with the lock.
 A file that is damaged, foreign or newer is refused with one sentence and left as it is.
 
@@ -18,17 +18,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from weave_router import limits, store_file
 from weave_router.errors import UserError
+from weave_router.store_ipam import IpamTables
 from weave_router.store_file import StoreBusyError, StoreError, explained
+
+T = TypeVar("T")
 
 __all__ = ["AddressInUseError", "Attachment", "Store", "StoreBusyError", "StoreError"]
 
 
 class AddressInUseError(UserError):
     """An attachment asks for a number that another attachment has."""
+
+
+class BatchLostError(StoreError):
+    """A piece of work failed so that SQLite undid the whole batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._serial = threading.RLock()
         self._run: bytes | None = None
+        self.commits = 0
+        self.ipam = IpamTables(self._transaction, self._rows)
 
     # -- open and close ------------------------------------------------------------------------------------------
 
@@ -116,7 +125,7 @@ class Store:
             raise store_file.damaged(self._path, "its identity does not match its digest")
         if not self._rows("SELECT incarnation, run, boot_id, counter FROM start"):
             raise store_file.damaged(self._path, "its incarnation is gone")
-        _ = self.peers_seen(), self.targets(), self.attachments(), self.setting("")
+        _ = self.peers_seen(), self.targets(), self.attachments(), self.setting(""), self.ipam.load()
 
     @property
     def writer(self) -> bool:
@@ -307,6 +316,21 @@ class Store:
         with self._transaction():
             yield
 
+    def apart(self, work: Callable[[], T]) -> T:
+        """Within a batch: work that is undone alone if it raises. BatchLostError: the disk was full, and all is undone."""
+        with self._transaction() as connection, explained(self._path, "write"):
+            connection.execute("SAVEPOINT apart")
+            try:
+                result = work()
+            except BaseException as error:
+                if not connection.in_transaction:
+                    raise BatchLostError(f"cannot write {self._path} ({error}): look at the disk's space") from error
+                connection.execute("ROLLBACK TO apart")
+                connection.execute("RELEASE apart")
+                raise
+            connection.execute("RELEASE apart")
+            return result
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._serial:
@@ -321,6 +345,7 @@ class Store:
                 try:
                     yield connection
                     connection.execute("COMMIT")
+                    self.commits += 1
                 except BaseException:
                     if connection.in_transaction:  # a full disk has rolled back already
                         connection.execute("ROLLBACK")

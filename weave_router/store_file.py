@@ -15,6 +15,7 @@ from typing import Final
 
 from weave_router import limits
 from weave_router.errors import UserError
+from weave_router.store_ipam import SCHEMA as IPAM_SCHEMA
 
 APPLICATION_ID: Final = 0x77727374
 """``wrst`` in the SQLite header: tells our file from any other program's."""
@@ -40,7 +41,7 @@ CREATE INDEX address_owner ON address (container, ifname);
 CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT
 """
 
-MIGRATIONS: tuple[str, ...] = (_CREATE,)
+MIGRATIONS: tuple[str, ...] = (_CREATE, IPAM_SCHEMA)
 """Step n leads to schema EPOCH.n. A later step may only add tables, indices and columns with defaults, so that an
 older program of the same epoch goes on with the file (``kubectl rollout undo``). Never edit one that was released."""
 

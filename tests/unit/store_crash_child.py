@@ -16,10 +16,27 @@ from pathlib import Path
 
 from weave_router import store_file
 from weave_router.store import Attachment, Store
+from weave_router.store_ipam import IpamRows, LeaseRow, MemberRow, RegisterRow
 
 EXIT_CRASHED = 86
 POD = Attachment("c1", "eth0", (0x0A200001,), 12, 7, "boot", "vethwe1", b"\x0a\x58\x0a\x20\x00\x01")
 MOVED = Attachment("c1", "eth0", (0x0A200002, 0x0A200001), 12, 8, "boot", "vethwe2", b"\x0a\x58\x0a\x20\x00\x02")
+
+
+A, B = b"a" * 16, b"b" * 16
+FOUNDED = IpamRows(
+    head=b"universe",
+    registers=tuple(RegisterRow(block, 0, 0, A, A, b"run of a") for block in range(4)),
+    members=(MemberRow(A, 1, 1),),
+    leases=(LeaseRow(0x0A200001, "", "bridge", False),),
+)
+GIVEN = IpamRows(
+    head=b"universe, owed",
+    registers=(RegisterRow(2, 0, 1, B, A, b"gift"), RegisterRow(3, 0, 1, B, A, b"gift")),
+    members=(MemberRow(B, 1, 7),),
+    leases=(LeaseRow(0x0A200002, "c1", "eth0", True),),
+    freed=(0x0A200001,),
+)
 
 
 def opened(state: Path, seed: int) -> Store:
@@ -42,7 +59,10 @@ def life(state: Path) -> Iterator[Store | None]:
         lambda: store._rows("PRAGMA wal_checkpoint(TRUNCATE)"),
         lambda: store.set_peer_seen(b"a" * 32, 1, 2),
         lambda: _batch(store),
-        lambda: store.attachment_delete("c1", "eth0"),
+        lambda: store.ipam.put(FOUNDED),
+        lambda: _attached(store),
+        lambda: _detached(store),
+        lambda: store.ipam.put(GIVEN),
     ]
     for step in steps:
         step()
@@ -62,6 +82,19 @@ def _batch(store: Store) -> None:
         store.counter_block(2000)
 
 
+def _attached(store: Store) -> None:
+    """Address and attachment in one transaction: never one without the other."""
+    with store.batch():
+        store.ipam.put(IpamRows(leases=(LeaseRow(0x0A200003, "c1", "eth0", False),)))
+        store.attachment_put(POD)
+
+
+def _detached(store: Store) -> None:
+    with store.batch():
+        store.ipam.put(IpamRows(leases=(LeaseRow(0x0A200003, "c1", "eth0", True),)))
+        store.attachment_delete("c1", "eth0")
+
+
 def contents(store: Store) -> list[str]:
     values = (
         store.identity(),
@@ -73,6 +106,7 @@ def contents(store: Store) -> list[str]:
         store.targets(),
         store.attachments(),
         store.setting("pod_mtu"),
+        store.ipam.load(),
     )
     return [repr(value) for value in values]
 

@@ -359,12 +359,18 @@ def refusal(state: Path, *, writer: bool = True) -> str:
 
 @pytest.mark.parametrize("writer", [True, False])
 def test_truncated_at_each_step(tmp_path: Path, writer: bool) -> None:
-    filled(tmp_path)
+    """Refused; unless only zeros of the last page are gone, which SQLite fills in again."""
+    before = filled(tmp_path)
     path = tmp_path / "store.db"
     whole = path.read_bytes()
     for length in [0, 1, 15, 16, 99, 100, 101, *range(512, len(whole), 512), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "is damaged or no store" in refusal(tmp_path, writer=writer), length
+        if len(whole) - length < 4096 and not any(whole[length:]):
+            with Store.open(tmp_path, boot_id=BOOT, writer=writer) as store:
+                assert contents(store) == before
+            path.write_bytes(whole)
+        else:
+            assert "is damaged or no store" in refusal(tmp_path, writer=writer), length
 
 
 def test_each_header_byte_flipped_is_refused_or_harmless(tmp_path: Path) -> None:
@@ -510,16 +516,16 @@ def test_migration_forward_and_an_older_program_afterwards(tmp_path: Path, monke
     with Store.open(tmp_path, boot_id=BOOT, writer=False) as reader:  # on a copy: the file stays the predecessor's
         assert reader._rows("SELECT network FROM attachment") == [("",)]
         assert contents(reader) == before
-    assert version_of(tmp_path) == 1001
+    assert version_of(tmp_path) == 1000 + len(older)
     with reopened(tmp_path) as store:
         assert store._rows("SELECT network FROM attachment") == [("",)]
         assert contents(store) == before
-    assert version_of(tmp_path) == 1002
+    assert version_of(tmp_path) == 1000 + len(newer)
     monkeypatch.setattr(store_file, "MIGRATIONS", older)  # kubectl rollout undo
     with reopened(tmp_path) as store:
         assert contents(store) == before
         store.attachment_put(POD)
-    assert version_of(tmp_path) == 1002
+    assert version_of(tmp_path) == 1000 + len(newer)
 
 
 def test_released_migrations_only_add() -> None:
