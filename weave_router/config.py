@@ -31,7 +31,7 @@ REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "l
 
 OTHER_VARIABLES: Final = frozenset({
     "CONFIG", "REFUSE", "JSON", "IFNAME", "CONTAINER_ID", "REPLACE", "PEER", "POD", "COUNT", "SECONDS", "SNAP", "WRITE",
-    "OUTPUT", "FORCE", "DOMAIN_OF", "ADDRESS", "BIN",
+    "OUTPUT", "FORCE", "DOMAIN_OF", "ADDRESS", "RELEASE", "REPAIR", "BIN",
 })
 """Variables of this prefix that are no launch option: the file, the refused features, other commands' flags, and
 ``BIN``, by which tests and demo name the program."""
@@ -42,6 +42,9 @@ DEBUG_TIMERS: Final = (
     "challenge", "challenge_repeat", "poll", "poll_idle", "mtu_confirmed", "mtu_interval", "mtu_raise",
 )
 """``WEAVE_ROUTER_DEBUG_<NAME>``, in seconds, for tests: the time spans of tunnel/timers.py that are one figure."""
+
+DEBUG_OTHERS: Final = ("cooldown",)
+"""Likewise, of other rooms: how long a released address rests."""
 
 
 
@@ -54,6 +57,9 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: int = PORT_DEFAULT
     mtu: int = 0
     ipalloc_range: str = RANGE_DEFAULT
+    ipalloc_init: str = ""
+    """``new``, ``seed=NAME,...``, ``observer``, ``none``; empty: see ``init``."""
+    ipalloc_default_subnet: str = ""
     conn_limit: int = 0
     no_discovery: bool = False
     trusted_subnets: tuple[str, ...] = ()
@@ -76,6 +82,29 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     def tap(self) -> str:
         """Name of the TAP device that belongs to the bridge."""
         return f"{self.bridge}-tap"
+
+    @property
+    def cooldown(self) -> float:
+        return self.debug_timers.get("cooldown", limits.COOLDOWN_SECONDS)
+
+    @property
+    def init(self) -> str:
+        """How this node gets its part of the range, as far as the options say: ``new``, ``seed``, ``join``,
+        ``observer`` or ``none``. By default a node whose bridge address was named by hand has all addresses by hand, a
+        node with targets joins, and one without founds. What the store holds goes before."""
+        return self.ipalloc_init.partition("=")[0] or (
+            "none" if self.bridge_address else "join" if self.targets else "new"
+        )
+
+    @property
+    def seed_names(self) -> tuple[str, ...]:
+        """Names of ``seed=``."""
+        kind, _, names = self.ipalloc_init.partition("=")
+        return tuple(names.split(",")) if kind == "seed" else ()
+
+    @property
+    def default_subnet(self) -> ipaddress.IPv4Network | None:
+        return ipaddress.IPv4Network(self.ipalloc_default_subnet) if self.ipalloc_default_subnet else None
 
     @property
     def range_v4(self) -> ipaddress.IPv4Network:
@@ -178,6 +207,29 @@ def _range(value: object) -> str:
     if network.is_multicast or network.is_loopback or network.is_link_local or network.is_reserved:
         raise ValueError(f"{text} is set aside by the IETF; take a private range such as {RANGE_DEFAULT}")
     return str(network)
+
+
+def _init(value: object) -> str:
+    text = _text(value)
+    kind, equals, names = text.partition("=")
+    if not equals and kind in ("new", "observer", "none"):
+        return kind
+    if not equals and kind == "join":
+        raise ValueError("'join' is not in service yet; give seed=NAME,... on every node, or none")
+    if kind != "seed" or not equals:
+        raise ValueError(f"{text!r} should be new, seed=NAME,..., observer or none")
+    listed = [_name(name) for name in names.split(",")]
+    if len(set(listed)) != len(listed) or len(listed) > limits.SEED_NAMES_MAX:
+        raise ValueError(f"seed= takes 1 to {limits.SEED_NAMES_MAX} names, each once")
+    return "seed=" + ",".join(sorted(listed))
+
+
+def _subnet(value: object) -> str:
+    text = _text(value)
+    try:
+        return str(ipaddress.IPv4Network(text))
+    except ValueError:
+        raise ValueError(f"{text!r} should be an IPv4 network inside --ipalloc-range, such as 10.32.1.0/24") from None
 
 
 def _words(value: object) -> list[str]:
@@ -290,6 +342,11 @@ OPTIONS: Final = (
     Option("mtu", _number(limits.POD_MTU_MIN, limits.POD_MTU_MAX, "chosen from the underlay"),
            "MTU of the pods [default: the underlay's less 132].", "BYTES"),
     Option("ipalloc-range", _range, f"Addresses of the pod network [default: {RANGE_DEFAULT}].", "CIDR"),
+    Option("ipalloc-init", _init, "How this node gets its part of the range: new, seed=NAME,... (the same on all "
+           "nodes, each started with one of the names), observer (none, and founds nothing), none (addresses by hand) "
+           "[default: none with --bridge-address, else new].", "HOW"),
+    Option("ipalloc-default-subnet", _subnet, "Part of the range for pods that name no address [default: all of it].",
+           "CIDR"),
     Option("bridge-address", _bridge_address, "Address of this node's bridge, out of the range.", "ADDRESS"),
     Option("bridge", _bridge, "Name of the bridge; the TAP is called BRIDGE-tap [default: weave].", "BRIDGE"),
     Option("conn-limit", _number(1, limits.LINKS_MAX, "as the mesh needs"), "Most control links to other nodes.", "N"),
@@ -404,8 +461,9 @@ def _debug(environ: Mapping[str, str]) -> dict[str, str]:
         if not variable.startswith(_DEBUG_PREFIX) or not text.strip():
             continue
         name = variable.removeprefix(_DEBUG_PREFIX).lower()
-        if name != "boot_id" and name not in DEBUG_TIMERS:
-            near = _did_you_mean(variable, [_DEBUG_PREFIX + known.upper() for known in (*DEBUG_TIMERS, "boot_id")])
+        if name != "boot_id" and name not in (*DEBUG_TIMERS, *DEBUG_OTHERS):
+            known = (*DEBUG_TIMERS, *DEBUG_OTHERS, "boot_id")
+            near = _did_you_mean(variable, [_DEBUG_PREFIX + other.upper() for other in known])
             raise UsageError(f"{variable}: no such variable{near}")
         texts[name] = text.strip()
     return texts
@@ -439,6 +497,7 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _check_together(config: LaunchConfig) -> None:
     """What no single value shows."""
+    _check_addresses(config)
     if not config.bridge_address:
         return
     network, address = config.range_v4, ipaddress.IPv4Address(config.bridge_address)
@@ -446,3 +505,18 @@ def _check_together(config: LaunchConfig) -> None:
         raise UsageError(f"--bridge-address: {address} is not in {network}; take one of it or change --ipalloc-range")
     if address in (network.network_address, network.broadcast_address):
         raise UsageError(f"--bridge-address: {address} is the first or last address of {network}, which are kept free")
+
+
+def _check_addresses(config: LaunchConfig) -> None:
+    subnet, names = config.default_subnet, config.seed_names
+    if subnet is not None and not subnet.subnet_of(config.range_v4):
+        raise UsageError(f"--ipalloc-default-subnet: {subnet} is not inside {config.range_v4}; give a part of it")
+    if subnet is not None and subnet.prefixlen > limits.SUBNET_PREFIX_MAX:
+        raise UsageError(f"--ipalloc-default-subnet: {subnet} has no room for pods; give a /{limits.SUBNET_PREFIX_MAX} "
+                         "or larger")
+    if names and config.name not in names:
+        raise UsageError(f"--ipalloc-init: this node's name {config.name} is not among {', '.join(names)}; start it "
+                         "with one of them as --name, or add it on every node")
+    if len(names) > (1 << (min(30, max(26, config.range_v4.prefixlen + 6)) - config.range_v4.prefixlen)):
+        raise UsageError(f"--ipalloc-init: {config.range_v4} has fewer blocks than seed= has names; give a larger "
+                         "--ipalloc-range")

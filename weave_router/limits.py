@@ -157,6 +157,22 @@ PREFETCH_FREE: Final = 16
 GIFT_BLOCKS_MAX: Final = 256
 """Blocks in one gift: about 16 KiB of registers, and a node that needs a whole /12 asks sixty-four times."""
 
+IPAM_RUN_BYTES_MAX: Final = 256
+"""A signed run of registers: 96 bytes of key and signature, and at most 60 of values; room for a later field."""
+
+IPAM_FRAME_RUNS_MAX: Final = 192
+"""Runs in one frame: 192 x 256 bytes stay under LINK_BATCH_BYTES."""
+
+IPAM_FRAME_PEOPLE_MAX: Final = 1024
+"""Members in one frame, about 30 bytes each: a cluster of 200 takes one."""
+
+IPAM_OUTBOX_BYTES: Final = 8 << 20
+"""What a link may hold of IPAM's words while its socket takes nothing: all registers of a /12 in single runs are 2.5
+MB; what does not fit is dropped, and the next digest brings it."""
+
+IPAM_STRANGERS_MAX: Final = 64
+"""Neighbours of other universes that status remembers: more than a node has links."""
+
 # --- host -------------------------------------------------------------------------------------------------------
 
 TAP_QUEUE_LENGTH: Final = 128
@@ -241,6 +257,12 @@ RANGE_PREFIX_MIN: Final = 8
 
 RANGE_PREFIX_MAX: Final = 28
 """Below it a range has no room for two nodes' blocks (the smallest block is a /30)."""
+
+SEED_NAMES_MAX: Final = 200
+"""Names of seed=: as many members as standalone reclaim is promised for."""
+
+SUBNET_PREFIX_MAX: Final = 30
+"""Smallest default subnet: two addresses beside its first and last."""
 
 UNIX_PATH_MAX: Final = 107
 """sun_path holds 108 bytes with the terminating zero (unix(7))."""

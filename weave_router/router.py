@@ -10,8 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from random import Random
@@ -23,6 +22,7 @@ import uvloop
 
 from weave_router import __version__, limits
 from weave_router.api import schema
+from weave_router.api.addresses import AddressBook
 from weave_router.api.server import ApiServer, Capture, CapturedFrame
 from weave_router.api.view import Parts, View
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
@@ -30,10 +30,12 @@ from weave_router.config import LaunchConfig, parse_target
 from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import (
+    bridge_driver,
     kernel_driver,
     lock_driver,
     netlink_driver,
     overlap,
+    pod_driver,
     tap_driver,
     udp_driver,
     underlay_driver,
@@ -41,6 +43,9 @@ from weave_router.host import (
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.handover_driver import HandoverServer, Request
+from weave_router.ipam import start_driver
+from weave_router.ipam.driver import IpamDriver
+from weave_router.ipam.founding import block_prefix
 from weave_router.ipam.number import Universe, mac_of, mac_text, prefix_v6_of
 from weave_router.mesh import events as mesh_events
 from weave_router.mesh import routes as mesh_routes
@@ -49,6 +54,7 @@ from weave_router.mesh.driver import MeshDriver
 from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint, Prefix, Record
 from weave_router.mesh.table import Delta
 from weave_router.store import Attachment, Store
+from weave_router.store_group import GroupWriter
 from weave_router.tunnel import effects
 from weave_router.tunnel.core import PeerInfo, Tunnel
 from weave_router.tunnel.driver import TunnelDriver
@@ -68,6 +74,7 @@ GROUP_SECONDS: Final = 300.0
 LEAVE_SECONDS: Final = 10.0
 """What other members get to speak up after one left; the bridge asks them at once."""
 CAPTURE_POLL_SECONDS: Final = 0.1
+CLONE: Final = "another running node has this node's identity: no new addresses until one of the two is stopped"
 SILENT_SECONDS: Final = 10.0
 """A node that is unreachable and whose session was silent so long is not answered for any more."""
 
@@ -110,7 +117,6 @@ class Router:
         self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
         self.started_at = time.time()
         self.aes = kernel_driver.has_aes()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._groups: dict[bytes, float] = {}
         self._announced: dict[int, bytes] = {}
         self._link_addresses: dict[bytes, str] = {}
@@ -119,6 +125,8 @@ class Router:
         self._jumping: asyncio.Future[None] | None = None
         self._terminations: dict[str, int] = {}
         self._stop = asyncio.Event()
+        self.view: Commands
+        self._known_name: Callable[[bytes], str] = lambda node_id: node_id.hex()[:12]
 
     # -- before the loop ---------------------------------------------------------------------------------------------
 
@@ -129,10 +137,17 @@ class Router:
         lock = lock_driver.take(run_dir, config.tap)
         undo.callback(lock.release)
         self.store = undo.enter_context(Store.open(config.state_dir, boot_id=self.boot_id))
+        self._writer = GroupWriter(self.store)
         undo.callback(self._writer.shutdown)
         self._survey()
-        self.incarnation = self.store.raise_incarnation()
         self.identity = Identity(*self.store.identity())
+        older = start_driver.is_older(run_dir, self.boot_id, self.identity.node_id, self.store.incarnation())
+        self.incarnation = self.store.raise_incarnation()
+        start_driver.remember(run_dir, self.boot_id, self.identity.node_id, self.incarnation)
+        self.ipam = start_driver.open_service(
+            config, self.store, self.identity, self.tokens.domain, boot_id=self.boot_id, incarnation=self.incarnation,
+            live=self._live, store_older=older, name_of=lambda node_id: self._known_name(node_id))
+        self.bridge_address = self._bridge_address()
         self.workers = worker_count(config.workers, os.cpu_count() or 1)
         self.udp = udp_driver.open_udp(config.host, config.port, self.workers, config.refuse)
         undo.callback(udp_driver.close_udp, self.udp)
@@ -153,15 +168,19 @@ class Router:
             below = underlay_driver.underlay(ipr, literals(config.targets), own_links=own_links)
             self.default_ipv6 = underlay_driver.has_default_route(ipr, AF_INET6)
             self.addresses = self._own_addresses(ipr)
+            self._live = pod_driver.live(ipr, config.bridge)
         finally:
             ipr.close()
         self.underlay_mtu = below.mtu
         stored = self.store.setting("pod_mtu")
         self.pod_mtu = config.mtu or (int(stored) if stored else below.pod_mtu)
         self.store.set_setting("pod_mtu", str(self.pod_mtu))
-        self.bridge_address = self._bridge_address()
 
     def _bridge_address(self) -> IPv4Address | None:
+        """IPAM's, and kept; else the operator's, kept too."""
+        if self.ipam is not None:
+            number = start_driver.choose_bridge(self.ipam, self.store, self.config.bridge_address)
+            return None if number is None else IPv4Address(number)
         stored = self.store.setting("bridge_number")
         if self.config.bridge_address:
             address = IPv4Address(self.config.bridge_address)
@@ -195,6 +214,8 @@ class Router:
                     tasks.create_task(self._handover.serve(), name="attach.sock"),
                     tasks.create_task(self._look(), name="look"),
                 ]
+                if self.ipam_driver is not None:
+                    running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
                 _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
                                           "pod_mtu": self.pod_mtu, "workers": self.workers})
                 await self._stop.wait()
@@ -217,6 +238,9 @@ class Router:
         await self.host.build(self.bridge, self.universe.range_v4, self.universe.network_v6,
                               [plan.guard for plan in standing])
         await self.attachments.restore(standing)
+        await self._restore_addresses()
+        if self.ipam_driver is not None:
+            closing.push_async_callback(self.ipam_driver.close)
         await self.mesh_driver.start()
         closing.push_async_callback(self.mesh_driver.close)
         self._announce(self.attachments.numbers())
@@ -239,18 +263,27 @@ class Router:
         self.engine.universe_set(int(network.network_address), network.prefixlen, self.universe.prefix_v6)
         self.engine.tokens_set([(token.id, token.mac1_key) for token in self.tokens])
         self.routes = mesh_routes.Routes(self.identity.node_id, (int(network.network_address), network.prefixlen))
+        self.ipam_driver = None
+        if self.ipam is not None:
+            self.ipam_driver = IpamDriver(self.ipam, self.store, submit=self._writer.submit, say=self._say_ipam,
+                                          own=self._blocks_changed)
+            self._blocks_changed(self.ipam.owners())
+        subnet = config.default_subnet or network
         self.attachments = Attachments(
             PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu, self.boot_id,
-                        self.default_ipv6, config.refuse),
+                        self.default_ipv6, config.refuse, subnet.prefixlen),
             host=self.host, store=self.store, in_writer=self.in_writer, announce=self._announce,
-            owner_of=self._other_owner)
+            owner_of=self._other_owner, addresses=self.ipam_driver)
+        self._make_book()
         self._make_mesh()
         self._make_tunnel()
         self.view = Commands(Parts(
             config=self._shown_config(), node_id=self.identity.node_id, incarnation=self.incarnation,
             started_at=self.started_at, universe=self.universe, pod_mtu=self.pod_mtu, engine=self.engine,
             tunnel=self.tunnel, mesh=self.mesh, routes=self.routes, attachments=self.attachments, tokens=self.tokens,
-            terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings), self)
+            terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings,
+            book=self.book), self)
+        self._known_name = self.view.name_of
 
     def _shown_config(self) -> LaunchConfig:
         address = "" if self.bridge_address is None else str(self.bridge_address)
@@ -283,7 +316,7 @@ class Router:
 
     async def in_writer(self, work: Callable[[], T]) -> T:
         """On the store's one thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+        return await asyncio.wrap_future(self._writer.submit(work))
 
     # -- the mesh speaks -----------------------------------------------------------------------------------------------
 
@@ -295,13 +328,18 @@ class Router:
                 case mesh_events.LinkUp():
                     self._link_addresses[event.node_id] = event.remote[0]
                     self._peer_again(event.node_id)
+                    self._tell_ipam(lambda ipam, now, node=event.node_id: ipam.link_up(node, now))
+                case mesh_events.IpamHeard():
+                    self._tell_ipam(lambda ipam, now, e=event: ipam.receive(e.node_id, e.data, now))
                 case mesh_events.LinkDown():
+                    self._tell_ipam(lambda ipam, now, node=event.node_id: ipam.link_down(node, now))
                     self._terminations[event.reason] = self._terminations.get(event.reason, 0) + 1
                     _log.info("link down", extra={"peer": event.node_id.hex(), "reason": event.reason})
                 case mesh_events.RestoredState():
                     self._jumping = asyncio.ensure_future(self._jump(event.incarnation))
                 case mesh_events.CloneSeen():
                     _log.error("another running node has our identity: a copied state directory")
+                    self._tell_ipam(lambda ipam, now: ipam.halt(CLONE))
                 case _:
                     pass
 
@@ -309,6 +347,48 @@ class Router:
         self.incarnation = await self.in_writer(lambda: self.store.raise_incarnation(above=incarnation))
         self.tunnel.incarnation_set(self.incarnation)
         self.mesh_driver.do(lambda mesh, now: mesh.set_incarnation(self.incarnation, now))
+        self._tell_ipam(lambda ipam, now: ipam.boot(self.boot_id, self.incarnation, {}, True, now))
+
+    # -- addresses -----------------------------------------------------------------------------------------------------
+
+    def _tell_ipam(self, action: Callable[..., Any]) -> None:
+        if self.ipam_driver is not None:
+            self.ipam_driver.do(action)
+
+    def _say_ipam(self, words: Iterable[tuple[bytes, bytes]]) -> None:
+        self.mesh_driver.do(lambda mesh, now: mesh.say_ipam(words, now))
+
+    def _blocks_changed(self, owners: Mapping[int, bytes]) -> None:
+        """Deltas of ownership become routes of the fast path."""
+        length = block_prefix(self.universe.range_v4)
+        first = int(self.universe.range_v4.network_address)
+        keys = {(first + (block << (32 - length)), length): owner for block, owner in owners.items()}
+        for operation in self.routes.set_blocks(keys):
+            self._carry_out(operation)
+
+    def _make_book(self) -> None:
+        """People's way to the addresses."""
+        self.book = None
+        if self.ipam_driver is not None:
+            self.book = AddressBook(
+                self.ipam_driver, self.universe, self.bridge, self.attachments,
+                add=lambda plan, all_: self.host.call(lambda ipr, nft: bridge_driver.add_addresses(ipr, plan, all_)),
+                remove=lambda plan, all_: self.host.call(
+                    lambda ipr, nft: bridge_driver.remove_addresses(ipr, plan, all_)),
+                live=lambda: self.host.call(lambda ipr, nft: pod_driver.live(ipr, self.bridge.name)),
+                announce=lambda: self._announce(self.attachments.numbers()),
+                stored=lambda: self.in_writer(self.store.ipam.load))
+
+    async def _restore_addresses(self) -> None:
+        """What `expose` gave the host before, and pods that stand although the store does not know them."""
+        if self.ipam_driver is None or self.book is None:
+            return
+        live = start_driver.holders(self._live)
+        findings = self.ipam_driver.do(lambda ipam, now: ipam.reconcile(live, now))
+        self._warnings += [f"{IPv4Address(f.number)} is in use by {f.holder}, but {f.problem}" for f in findings]
+        await self.book.show(self.book.exposed())
+
+    # -- records -------------------------------------------------------------------------------------------------------
 
     def _record_changed(self, delta: Delta) -> None:
         """Routes before peers: a session that comes up finds its slot in the tables."""
@@ -405,10 +485,12 @@ class Router:
             self._announce(self.attachments.numbers())
 
     def _announce(self, numbers: Iterable[int]) -> None:
-        """Everything this node answers for. ValueError when the record cannot hold it."""
-        found = {number: Prefix(number, 32) for number in numbers}
-        if self.bridge_address is not None:
-            found[int(self.bridge_address)] = Prefix(int(self.bridge_address), 32)
+        """What this node answers for beside its blocks. ValueError when the record cannot hold it."""
+        bridge = () if self.bridge_address is None else (int(self.bridge_address),)
+        found = {number: Prefix(number, 32) for number in (*numbers, *bridge)
+                 if self.ipam is None or not self.ipam.covers(number)}
+        if self.bridge_address is not None and self.book is not None:
+            found |= {number: Prefix(number, 32, mac_of(int(self.bridge_address))) for number in self.book.exposed()}
         for number, mac in self._announced.items():
             found[number] = Prefix(number, 32, mac)
         self.mesh_driver.do(lambda mesh, now: mesh.set_prefixes(found.values(), now))
@@ -476,9 +558,7 @@ class Router:
             return {"error": f"the request cannot be read: {error}", "exit_status": 2}
         except UserError as error:
             return {"error": str(error), "exit_status": error.exit_status}
-        shown = next(a for a in self.view.ipam().attachments
-                     if (a.container_id, a.ifname) == (attachment.container, attachment.ifname))
-        return dict(msgspec.to_builtins(shown))
+        return dict(msgspec.to_builtins(self.view.attachment(attachment)))
 
     async def _abandoned(self, request: Request, reply: dict[str, Any]) -> None:
         """The client went away before it had its answer: it will ask again, or nobody wants the pod."""
@@ -509,10 +589,28 @@ class Commands(View):
         wanted = [attachment for attachment in held.all() if fits(attachment, request)]
         if not wanted:
             raise UserError("no such pod is attached here: see `weave-router status ipam`")
-        shown = {(a.container_id, a.ifname): a for a in self.ipam().attachments}
         for attachment in wanted:
             await held.detach(attachment.container, attachment.ifname)
-        return schema.DetachReply(detached=tuple(shown[a.container, a.ifname] for a in wanted))
+        return schema.DetachReply(detached=tuple(self.attachment(a) for a in wanted))
+
+    async def claim(self, request: schema.ClaimRequest) -> schema.AddressesReply:
+        return await self._book.claim(request)
+
+    async def expose(self, request: schema.ExposeRequest) -> schema.AddressesReply:
+        return await self._book.expose(request)
+
+    async def ipam_check(self, request: schema.CheckRequest) -> schema.CheckReply:
+        return await self._book.check(request)
+
+    async def ungate(self, request: schema.UngateRequest) -> schema.Ipam:
+        await self._book.ungate()
+        return self.ipam()
+
+    @property
+    def _book(self) -> AddressBook:
+        if self._router.book is None:
+            raise UserError("this node gives no addresses (--ipalloc-init none): all are named by hand")
+        return self._router.book
 
     async def capture(self, request: schema.CaptureRequest) -> Capture:
         slot = self._slot_of(request.peer) if request.peer else None
@@ -576,7 +674,8 @@ def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:
     """The namespace's device and inode name the pod where nobody does."""
     status = os.fstat(request.netns)
     container = wanted.container_id or f"netns-{status.st_dev:x}-{status.st_ino}"
-    return Wish(container, wanted.ifname, IPv4Interface(wanted.address), status.st_ino, request.netlink, request.netns)
+    address = IPv4Interface(wanted.address) if wanted.address else None
+    return Wish(container, wanted.ifname, address, status.st_ino, request.netlink, request.netns)
 
 
 def interface_v6(universe: Universe, number: int) -> IPv6Interface:

@@ -1,9 +1,10 @@
 """What a node must still know after a crash: one SQLite file in the state directory.
 
 Identity, incarnation and run nonce, handshake counters (own blocks, greatest seen per peer key), targets, attachments,
-settings, and the tables of addresses (store_ipam.py). A method that changes something returns when the change is on disk, so call it before sending what depends
-on it. One writer, by flock on ``store.lock``; a successor may read meanwhile and becomes the writer with the lock.
-A file that is damaged, foreign or newer is refused with one sentence and left as it is.
+settings, and the tables of addresses (store_ipam.py). A method that changes something returns when the change is on
+disk, so call it before sending what depends on it. One writer, by flock on ``store.lock``; a successor may read
+meanwhile and becomes the writer with the lock. A file that is damaged, foreign or newer is refused with one sentence
+and left as it is.
 
 Synchronous, and called from a writer thread; calls may come from any thread, one runs at a time. The store keeps
 values and decides nothing: it must not know sessions, records or netlink. Called by router.py and the drivers.
@@ -22,8 +23,8 @@ from typing import Any, Self, TypeVar
 
 from weave_router import limits, store_file
 from weave_router.errors import UserError
-from weave_router.store_ipam import IpamTables
 from weave_router.store_file import StoreBusyError, StoreError, explained
+from weave_router.store_ipam import IpamTables
 
 T = TypeVar("T")
 
@@ -317,7 +318,7 @@ class Store:
             yield
 
     def apart(self, work: Callable[[], T]) -> T:
-        """Within a batch: work that is undone alone if it raises. BatchLostError: the disk was full, and all is undone."""
+        """Within a batch: work that is undone alone if it raises. BatchLostError: the disk was full, all is undone."""
         with self._transaction() as connection, explained(self._path, "write"):
             connection.execute("SAVEPOINT apart")
             try:

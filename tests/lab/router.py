@@ -45,13 +45,14 @@ def new_token() -> str:
 
 
 class Router:
-    """One router. ``bridge_address`` is the host number it is given; ``peers`` are the underlay addresses it lists."""
+    """One router. ``bridge_address`` is the host number it is given, empty: its own IPAM chooses; ``peers`` are the
+    underlay addresses it lists."""
 
     def __init__(
         self,
         host: Host,
         *,
-        bridge_address: str,
+        bridge_address: str = "",
         token: str | None,
         peers: Sequence[str] = (),
         name: str | None = None,
@@ -99,7 +100,8 @@ class Router:
     def launch_argv(self) -> list[str]:
         argv = [program(), "launch", "--name", self.name, "--state-dir", str(self.host.state_dir)]
         argv += ["--run-dir", str(self.host.run_dir), "--token-file", str(self.token_file)]
-        argv += ["--ipalloc-range", self.ipalloc_range, "--bridge-address", self.bridge_address]
+        argv += ["--ipalloc-range", self.ipalloc_range]
+        argv += ["--bridge-address", self.bridge_address] if self.bridge_address else []
         return [*argv, *self.flags, *self.peers]
 
     # -- its life ---------------------------------------------------------------------------------------------------
@@ -193,9 +195,10 @@ class Router:
             raise RouterError(f"{self.name} does not answer\n{self.log_tail()}")
         return answer
 
-    def attach(self, pod: Pod, address: str, *flags: str) -> Pod:
-        """``address`` with its prefix length, as ``attach`` takes it. The pod learns what its interface was given."""
-        self.cli("attach", *flags, str(pod.path), address)
+    def attach(self, pod: Pod, address: str = "", *flags: str) -> Pod:
+        """``address`` with its prefix length, as ``attach`` takes it; empty: any. The pod learns what its interface was
+        given."""
+        self.cli("attach", *flags, str(pod.path), *([address] if address else []))
         learn_addresses(pod)
         return pod
 

@@ -21,7 +21,7 @@ from weave_router.api.router_api import Capture, RouterApi, status_report
 from weave_router.errors import UsageError, UserError
 
 _log = logging.getLogger(__name__)
-_Request = TypeVar("_Request", schema.ConnectRequest, schema.ForgetRequest, schema.DetachRequest)
+_Request = TypeVar("_Request", bound=msgspec.Struct)
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 CAPTURE_PATH: Final = "/capture"
@@ -45,6 +45,11 @@ class Handlers:
             "/connect": ("POST", self._connect),
             "/forget": ("POST", self._forget),
             "/detach": ("POST", self._detach),
+            "/status/addresses": ("GET", self._addresses),
+            "/claim": ("POST", self._told(schema.ClaimRequest, lambda request: router.claim(request))),
+            "/expose": ("POST", self._told(schema.ExposeRequest, lambda request: router.expose(request))),
+            "/ipam/check": ("POST", self._told(schema.CheckRequest, lambda request: router.ipam_check(request))),
+            "/ipam/ungate": ("POST", self._told(schema.UngateRequest, lambda request: router.ungate(request))),
         }
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -95,6 +100,13 @@ class Handlers:
             return self._router.ipam().attachments
         return getattr(self._router, subject)()
 
+    async def _addresses(self, request: web.BaseRequest) -> web.Response:
+        """Not part of the page: there may be ten thousand."""
+        found = self._router.addresses()
+        if _wants_text(request):
+            return web.Response(text=text.addresses(found) + "\n")
+        return _json(found)
+
     async def _tokens(self, request: web.BaseRequest) -> web.Response:
         return _json(self._router.tokens())
 
@@ -114,6 +126,12 @@ class Handlers:
 
     async def _detach(self, request: web.BaseRequest) -> web.Response:
         return _json(await self._router.detach(await _body_untrusted(request, schema.DetachRequest)))
+
+    def _told(self, kind: type[_Request], carry_out: Callable[[_Request], Awaitable[Any]]) -> _Handler:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
+            return _json(await carry_out(await _body_untrusted(request, kind)))
+
+        return handler
 
     # -- capture -------------------------------------------------------------------------------------------------
 

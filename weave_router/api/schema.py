@@ -157,10 +157,54 @@ class Block(_Struct, frozen=True, kw_only=True):
     reachable: bool = True
 
 
+class Member(_Struct, frozen=True, kw_only=True):
+    """An identity of this node's universe. ``standing``: member, proposed, slot (of a seed, not started), left or
+    retired."""
+
+    peer: str
+    nickname: str = ""
+    standing: str = "member"
+    blocks: int = 0
+    addresses: int = 0
+    reachable: bool = True
+    incarnation: int = 0
+
+
+class OtherUniverse(_Struct, frozen=True, kw_only=True):
+    """A neighbour whose addresses are of another universe; its traffic is carried all the same."""
+
+    peer: str
+    nickname: str = ""
+    universe: str = ""
+    range: str = ""
+
+
+class Address(_Struct, frozen=True, kw_only=True):
+    """One address of this node. ``state``: used, claimed (no pod has it yet), resting."""
+
+    address: str
+    state: str
+    ipv6: str = ""
+    holder: str = ""
+    container_id: str = ""
+    ifname: str = ""
+
+
 class Ipam(_Struct, frozen=True, kw_only=True):
-    """Who has which address. ``status`` is ``manual`` while addresses are given by hand."""
+    """Who has which address. ``status``: ``ready``, ``waiting`` (see ``reason``), or ``manual`` while addresses are
+    given by hand."""
 
     status: str = "manual"
+    reason: str = ""
+    universe: str = ""
+    gate: str = ""
+    used: int = 0
+    resting: int = 0
+    free: int = 0
+    cold_start: str = ""
+    """What must come together after all hosts were off, as a sentence."""
+    members: tuple[Member, ...] = ()
+    other_universes: tuple[OtherUniverse, ...] = ()
     range: str = ""
     range_ipv6: str = ""
     default_subnet: str = ""
@@ -260,7 +304,8 @@ class AttachRequest(_Request, frozen=True, kw_only=True):
     """What `attach` puts beside the descriptors on ``attach.sock``. Answered by an Attachment or an ErrorReply."""
 
     command: Literal["attach"] = "attach"
-    address: Text
+    address: Text = ""
+    """With the range's prefix length; empty: any."""
     netns: Text
     ifname: Annotated[str, Meta(min_length=1, max_length=15)] = "eth0"
     container_id: Annotated[str, Meta(max_length=255)] = ""
@@ -278,6 +323,41 @@ class DetachRequest(_Request, frozen=True, kw_only=True):
 
 class DetachReply(_Struct, frozen=True, kw_only=True):
     detached: tuple[Attachment, ...]
+
+
+class ClaimRequest(_Request, frozen=True, kw_only=True):
+    """Keep this address for a container's interface, or give it back."""
+
+    address: _TextOfSomething
+    container_id: Annotated[str, Meta(max_length=255)] = ""
+    ifname: Annotated[str, Meta(min_length=1, max_length=15)] = "eth0"
+    release: bool = False
+
+
+class ExposeRequest(_Request, frozen=True, kw_only=True):
+    """An address for the host itself beside the bridge's; empty: any. With ``hide`` all exposed, or this one, go."""
+
+    address: Text = ""
+    hide: bool = False
+
+
+class AddressesReply(_Struct, frozen=True, kw_only=True):
+    addresses: tuple[str, ...] = ()
+
+
+class CheckRequest(_Request, frozen=True, kw_only=True):
+    repair: bool = False
+
+
+class CheckReply(_Struct, frozen=True, kw_only=True):
+    """Sentences; what was ``repaired`` is among the ``findings``."""
+
+    findings: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+
+
+class UngateRequest(_Request, frozen=True, kw_only=True):
+    """The operator's promise that this node was not retired and its store is the newest."""
 
 
 class CaptureRequest(_Request, frozen=True, kw_only=True):

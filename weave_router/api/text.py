@@ -228,17 +228,40 @@ def targets(report: StatusReport, now: float) -> str:
 
 
 def ipam(report: StatusReport, now: float) -> str:
-    total = _range_size(report.ipam.range)
+    """Who has which part: with IPAM one line per member, by hand one per node that announces addresses."""
+    state, total = report.ipam, _range_size(report.ipam.range)
     lines = []
-    for block in report.ipam.blocks:
-        share = f"({100 * block.addresses / total:.1f}% of total)" if total else ""
-        active = f" ({len(report.ipam.attachments)} active)" if block.peer == report.service.id else ""
-        away = "" if block.reachable else " - unreachable!"
-        lines.append(f"{node(block.peer, block.nickname):<30} {block.addresses:>8} IPs {share}{active}{away}")
-    for conflict in report.ipam.conflicts:
+    if state.universe:
+        why = f": {state.reason}" if state.reason else ""
+        lines += [f"universe {state.universe} of {state.range}, {state.status}{why}",
+                  f"this node: {state.used} used, {state.resting} resting, {state.free} free; {state.cold_start}"]
+        for member in state.members:
+            share = f"({100 * member.addresses / total:.1f}% of total)" if total else ""
+            away = "" if member.reachable else " - unreachable!"
+            standing = "" if member.standing == "member" else f" {member.standing}"
+            lines.append(f"{node(member.peer, member.nickname):<30} {member.addresses:>8} IPs {share}{standing}{away}")
+        lines += [f"another universe: {node(o.peer, o.nickname)} has {o.range} ({o.universe[:ID_SHOWN] or 'none'})"
+                  for o in state.other_universes]
+    else:
+        lines += [_block(block, report, total) for block in state.blocks]
+    for conflict in state.conflicts:
         others = ", ".join(peer[:ID_SHOWN] for peer in conflict.others)
         lines.append(f"conflict: {conflict.address} belongs to {conflict.owner[:ID_SHOWN]}, also announced by {others}")
     return "\n".join(lines) or "no addresses are in use"
+
+
+def _block(block: schema.Block, report: StatusReport, total: int) -> str:
+    share = f"({100 * block.addresses / total:.1f}% of total)" if total else ""
+    active = f" ({len(report.ipam.attachments)} active)" if block.peer == report.service.id else ""
+    away = "" if block.reachable else " - unreachable!"
+    return f"{node(block.peer, block.nickname):<30} {block.addresses:>8} IPs {share}{active}{away}"
+
+
+def addresses(found: Sequence[schema.Address]) -> str:
+    """Every address that this node gave out or lets rest."""
+    heads = ("ADDRESS", "STATE", "HOLDER", "IPV6")
+    rows = [(a.address, a.state, a.holder or "-", a.ipv6 or "-") for a in found]
+    return table(heads, rows) if rows else "no addresses"
 
 
 def _range_size(text: str) -> int:

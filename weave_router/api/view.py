@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from weave_router.api import schema
+from weave_router.api.addresses import AddressBook
 from weave_router.cni.attachments import Attachments
 from weave_router.config import LaunchConfig
 from weave_router.fastpath import engine as fastpath
@@ -22,6 +23,7 @@ from weave_router.mesh.record import FLAG_NAT, FLAG_PLAINTEXT, Endpoint, Record
 from weave_router.mesh.routes import Routes
 from weave_router.mesh.status import REASONS
 from weave_router.reasons import Reason, text_of
+from weave_router.store import Attachment
 from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.state import State
 from weave_router.tunnel.status import ConnectionStatus
@@ -53,6 +55,8 @@ class Parts:
     terminations: dict[str, int]
     counts: Callable[[], Mapping[str, int]]
     warnings: list[str]
+    book: AddressBook | None = None
+    """None: addresses are given by hand."""
 
 
 def endpoint_text(endpoint: Endpoint | None) -> str:
@@ -177,18 +181,32 @@ class View:
         parts = self._parts
         return schema.Ipam(
             range=str(parts.universe.range_v4), range_ipv6=str(parts.universe.network_v6),
-            default_subnet=str(parts.universe.range_v4), bridge_address=parts.config.bridge_address,
-            attachments=tuple(self._attachments()), blocks=tuple(self._blocks()), conflicts=tuple(self._conflicts()),
+            default_subnet=parts.config.ipalloc_default_subnet or str(parts.universe.range_v4),
+            bridge_address=parts.config.bridge_address, attachments=tuple(self._attachments()),
+            blocks=tuple(self._blocks()), conflicts=tuple(self._conflicts()),
+            **(parts.book.fields(parts.mesh.status().reachable, self.name_of) if parts.book else {}),
         )
 
+    def addresses(self) -> tuple[schema.Address, ...]:
+        """By hand: those of the pods."""
+        if self._parts.book is not None:
+            return self._parts.book.addresses()
+        return tuple(
+            schema.Address(address=pod.address.partition("/")[0], state="used", ipv6=pod.ipv6.partition("/")[0],
+                           holder=f"container {pod.container_id} ({pod.ifname})", container_id=pod.container_id,
+                           ifname=pod.ifname)
+            for pod in self._attachments())
+
     def _attachments(self) -> Iterable[schema.Attachment]:
-        for held in self._parts.attachments.all():
-            number = held.numbers[0]
-            yield schema.Attachment(
-                container_id=held.container, ifname=held.ifname, address=f"{IPv4Address(number)}/{held.prefix_len}",
-                ipv6=f"{self._parts.universe.ipv6_of(number)}/96", mac=held.mac.hex(":"),
-                netns=f"inode {held.netns_inode}", port=held.host_ifname,
-            )
+        return map(self.attachment, self._parts.attachments.all())
+
+    def attachment(self, held: Attachment) -> schema.Attachment:
+        number = held.numbers[0]
+        return schema.Attachment(
+            container_id=held.container, ifname=held.ifname, address=f"{IPv4Address(number)}/{held.prefix_len}",
+            ipv6=f"{self._parts.universe.ipv6_of(number)}/96", mac=held.mac.hex(":"),
+            netns=f"inode {held.netns_inode}", port=held.host_ifname,
+        )
 
     def _blocks(self) -> Iterable[schema.Block]:
         reachable = self._parts.mesh.status().reachable
@@ -276,6 +294,10 @@ class View:
         for node_id, keys in self._parts.routes.outside().items():
             found.append(f"node {self.name_of(node_id)} announces {len(keys)} addresses outside "
                          f"{self._parts.universe.range_v4}: it was started with another --ipalloc-range")
+        for key, owner, node_id in self._parts.routes.refused():
+            found.append(f"{IPv4Address(key[0])}/{key[1]}, which {self.name_of(node_id)} announces, lies in a block of "
+                         f"{self.name_of(owner)}: it is not followed; detach it there")
+        found += self._parts.book.warnings() if self._parts.book else []
         found += [f"found changed and put back: {what}" for what in self._parts.attachments.mended]
         return tuple(found + self._mtu_warnings())
 

@@ -37,7 +37,8 @@ def launch(ctx: click.Context, /, targets: tuple[str, ...], **flags: Any) -> Non
 
     \b
     Examples:
-      weave-router launch --token-file /etc/weave-router/token --bridge-address 10.32.0.1
+      weave-router launch --token-file /etc/weave-router/token
+      weave-router launch --token-file /etc/weave-router/token --ipalloc-init seed=a,b --name a 192.0.2.12
       weave-router launch --token-file /etc/weave-router/token --bridge-address 10.32.0.2 192.0.2.11
       WEAVE_ROUTER_MTU=8868 weave-router launch --config /etc/weave-router/config.toml
     """

@@ -22,6 +22,10 @@ COMMANDS: Final = {
     "forget": "targets",
     "attach": "pods",
     "detach": "pods",
+    "claim": "addresses",
+    "expose": "addresses",
+    "hide": "addresses",
+    "ipam": "addresses",
     "token": "token",
     "doctor": "doctor",
     "capture": "capture",
@@ -105,4 +109,5 @@ def cli() -> None:
       weave-router launch --token-file /etc/weave-router/token
     On every other, with a copy of that file:
       weave-router launch --token-file /etc/weave-router/token FIRST-NODE
+    Without FIRST-NODE a node founds the range of addresses; several share it by --ipalloc-init seed=NAME,...
     """

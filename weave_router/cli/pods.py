@@ -55,25 +55,26 @@ def _short(text: str, option: str, most: int) -> str:
 
 @click.command(short_help="Connect a network namespace.")
 @click.argument("netns")
-@click.argument("address", metavar="ADDRESS/LEN")
+@click.argument("address", metavar="[ADDRESS/LEN]", required=False)
 @_ifname_flag
 @_container_flag
 @run_dir_flag
 @json_flag
-def attach(netns: str, address: str, ifname: str, container_id: str, run_dir: str, as_json: bool) -> None:
-    """Connect a network namespace to the pod network under ADDRESS/LEN; needs root.
+def attach(netns: str, address: str | None, ifname: str, container_id: str, run_dir: str, as_json: bool) -> None:
+    """Connect a network namespace to the pod network under ADDRESS/LEN, or any address; needs root.
 
     NETNS is a path, a process id, or a name of `ip netns`. LEN is the prefix length of the range, so that the pod
     reaches all pods. The interface is called eth0 unless --ifname says otherwise.
 
     \b
     Examples:
+      weave-router attach blue
       weave-router attach blue 10.32.0.5/12
       weave-router attach /proc/4711/ns/net 10.32.0.6/12 --ifname eth1
     """
     path = netns_path(netns)
     request = schema.AttachRequest(
-        address=_interface(address),
+        address=_interface(address) if address else "",
         netns=path,
         ifname=_short(ifname, "--ifname", 15) or "eth0",
         container_id=_short(container_id, "--container-id", 255),

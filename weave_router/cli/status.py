@@ -4,16 +4,19 @@ Decides nothing: the values are the router's, the layout is api/text.py's. JSON 
 """
 
 import time
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from weave_router.api import schema, text
 from weave_router.cli.common import client, json_flag, print_json, run_dir_flag
 
+ADDRESSES: Final = "addresses"
+"""Not part of the page: there may be ten thousand."""
+
 
 @click.command()
-@click.argument("subject", required=False, type=click.Choice(list(text.SUBJECTS)), metavar="[SUBJECT]")
+@click.argument("subject", required=False, type=click.Choice([*text.SUBJECTS, ADDRESSES]), metavar="[SUBJECT]")
 @run_dir_flag
 @json_flag
 def status(subject: str | None, run_dir: str, as_json: bool) -> None:
@@ -24,7 +27,8 @@ def status(subject: str | None, run_dir: str, as_json: bool) -> None:
       connections  encryption, remote address, state, path, MTU, RTT, bytes, since when, and why
       peers        every known node and its connections, as it tells them itself
       targets      addresses given by hand
-      ipam         who has which part of the range, and conflicts
+      ipam         who has which part of the range, members, the gate, and conflicts
+      addresses    every address that this node gave out or lets rest
       attachments  pods on this node
       workers      bundles, segments per call, queues and counters of the fast path
       drops        what was dropped, by reason
@@ -40,6 +44,9 @@ def status(subject: str | None, run_dir: str, as_json: bool) -> None:
     """
     if as_json and subject:
         print_json(client(run_dir).get(f"/status/{subject}", Any))
+        return
+    if subject == ADDRESSES:
+        click.echo(text.addresses(client(run_dir).get("/status/addresses", tuple[schema.Address, ...])))
         return
     report = client(run_dir).get("/status", schema.StatusReport)
     if as_json:

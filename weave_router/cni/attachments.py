@@ -12,11 +12,13 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from weave_router.cni.addresses import Addresses, ByHand
 from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.netfilter import PortGuard
 from weave_router.host.pod import PodPlan, pod_plan
+from weave_router.ipam.allocator import Holder
 from weave_router.store import Attachment
 
 
@@ -40,15 +42,18 @@ class PodSettings:
     boot_id: str
     default_ipv6: bool = False
     refuse: frozenset[str] = frozenset()
+    subnet_len: int = 0
+    """Prefix length of an address that was not named; 0: the range's."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One pod to attach. ``container``: unique on this node; the namespace's device and inode where nobody names it."""
+    """One pod to attach. ``container``: unique on this node; the namespace's device and inode where nobody names it.
+    ``address`` None: any."""
 
     container: str
     ifname: str
-    address: IPv4Interface
+    address: IPv4Interface | None
     netns_inode: int
     netlink: int
     netns: int
@@ -56,15 +61,16 @@ class Wish:
 
 class Attachments:
     """``announce``: all host numbers of this node, after each change; raises ValueError when a record is full.
-    ``owner_of``: name of another node that announces a number, None where nobody does."""
+    ``owner_of``: name of another node that announces a number, None where nobody does. ``addresses`` None: by hand."""
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
-                 announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None]) -> None:
+                 announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None],
+                 addresses: Addresses | None = None) -> None:
         self._settings = settings
         self._host = host
         self._store = store
-        self._in_writer = in_writer
+        self._addresses: Addresses = addresses or ByHand(in_writer)
         self._announce = announce
         self._owner_of = owner_of
         self._held: dict[tuple[str, str], Attachment] = {}
@@ -86,7 +92,7 @@ class Attachments:
             if key in ports:
                 self._held[key] = _on_port(attachment, ports[key])
             else:
-                await self._in_writer(lambda key=key: self._store.attachment_delete(*key))  # type: ignore[misc]
+                await self._forget(key)
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -106,19 +112,20 @@ class Attachments:
             held = self._held.get(key)
             if held is not None:
                 return self._same_again(held, wish)
-            self._refuse_taken(wish)
+            if wish.address is not None:
+                self._refuse_taken(wish.address.ip)
             return await self._wire(key, wish)
 
     def _same_again(self, held: Attachment, wish: Wish) -> Attachment:
-        if held.numbers[0] == int(wish.address.ip) and held.prefix_len == wish.address.network.prefixlen:
+        wanted = wish.address
+        if wanted is None or (held.numbers[0] == int(wanted.ip) and held.prefix_len == wanted.network.prefixlen):
             return held
         raise UserError(
             f"{wish.ifname} of this pod is attached with {IPv4Address(held.numbers[0])}/{held.prefix_len} already: "
             f"detach it first"
         )
 
-    def _refuse_taken(self, wish: Wish) -> None:
-        address = wish.address.ip
+    def _refuse_taken(self, address: IPv4Address) -> None:
         if address == self._settings.bridge_address:
             raise UserError(f"{address} is the address of this node's bridge: choose another one")
         network = self._settings.universe_v4
@@ -129,10 +136,18 @@ class Attachments:
             raise UserError(f"{address} belongs to node {owner}: choose another one, or detach it there first")
 
     async def _wire(self, key: tuple[str, str], wish: Wish) -> Attachment:
-        plan = self._plan(wish.container, wish.ifname, wish.address)
-        attachment = Attachment(wish.container, wish.ifname, (int(wish.address.ip),), wish.address.network.prefixlen,
-                                wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac))
-        await self._in_writer(lambda: self._store.attachment_put(attachment))
+        wanted = None if wish.address is None else int(wish.address.ip)
+        number = await self._addresses.pick(Holder(*key), wanted)
+        length = self._settings.subnet_len or self._settings.universe_v4.prefixlen
+        address = wish.address or IPv4Interface((number, length))
+        try:
+            plan = self._plan(wish.container, wish.ifname, address)
+            attachment = Attachment(wish.container, wish.ifname, (number,), address.network.prefixlen,
+                                    wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac))
+        except BaseException:
+            await asyncio.shield(self._addresses.give_back(Holder(*key)))
+            raise
+        await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment))
         try:
             attached, mended = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns)
         except BaseException:
@@ -145,7 +160,7 @@ class Attachments:
         except ValueError:
             await asyncio.shield(self._unwire(key))
             raise UserError(
-                f"{wish.address.ip} cannot be announced: this node announces as many single addresses as it may; "
+                f"{address.ip} cannot be announced: this node announces as many single addresses as it may; "
                 f"detach pods that are no longer needed"
             ) from None
         return self._held[key]
@@ -155,7 +170,7 @@ class Attachments:
 
     async def _forget(self, key: tuple[str, str]) -> None:
         self._held.pop(key, None)
-        await self._in_writer(lambda: self._store.attachment_delete(*key))
+        await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key))
 
     # -- detach ----------------------------------------------------------------------------------------------------
 

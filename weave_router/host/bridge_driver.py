@@ -6,7 +6,10 @@ attach (``verify``); reset_driver.py removes what this file made.
 
 import contextlib
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from errno import EEXIST
+from ipaddress import IPv4Interface, IPv6Interface
 
 from pyroute2.netlink.exceptions import NetlinkError
 
@@ -41,6 +44,20 @@ def ensure(ipr: Netlink, plan: BridgePlan) -> Link:
     if problems:
         raise HostError(Fault.NOT_AS_SET, link=plan.name, what="; ".join(problems))
     return need(ipr, plan.name)
+
+
+def add_addresses(ipr: Netlink, plan: BridgePlan, more: Sequence[IPv4Interface | IPv6Interface]) -> None:
+    """Beside the bridge's own (`expose`); what is there already is left alone."""
+    _set_addresses(ipr, need(ipr, plan.name), replace(plan, addresses=tuple(more)))
+
+
+def remove_addresses(ipr: Netlink, plan: BridgePlan, gone: Sequence[IPv4Interface | IPv6Interface]) -> None:
+    bridge = need(ipr, plan.name)
+    present = addresses(ipr, bridge.index)
+    for address in gone:
+        if str(address) in present:
+            with explain(f"remove address {address} from", plan.name):
+                ipr.addr("del", index=bridge.index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
 
 def verify(ipr: Netlink, plan: BridgePlan) -> list[str]:

@@ -112,3 +112,14 @@ def check_mtu(mtu: int) -> int:
     if not POD_MTU_MIN <= mtu <= POD_MTU_MAX:
         raise HostError(Fault.POD_MTU, mtu=mtu, least=POD_MTU_MIN, most=POD_MTU_MAX)
     return mtu
+
+
+def read_alias(alias: str) -> tuple[str, str, IPv4Address] | None:
+    """(attachment, interface, address) of a port of ours; None for what somebody else wrote or the kernel cut off."""
+    words = alias.removeprefix(ALIAS_PREFIX).rsplit(" ", 2)
+    if not alias.startswith(ALIAS_PREFIX) or len(words) != 3:
+        return None
+    try:
+        return words[0], words[1], IPv4Address(words[2])
+    except ValueError:
+        return None

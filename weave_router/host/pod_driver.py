@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from socket import AF_INET, AF_INET6
 from typing import Final
 
@@ -33,7 +33,7 @@ from weave_router.host.netlink_driver import (
     need,
 )
 from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import ALIAS_PREFIX, Attached, PodPlan
+from weave_router.host.pod import ALIAS_PREFIX, Attached, PodPlan, read_alias
 from weave_router.limits import PORT_NAME_TRIES, PORT_UP_SECONDS
 
 _IFA_F_NODAD: Final = 0x02
@@ -88,6 +88,13 @@ def reap(ipr: Netlink) -> None:
 def ports(ipr: Netlink) -> list[Link]:
     """Every port of ours that stands on this host, by its name; whose it is stands in its alias."""
     return [link for link in links(ipr) if is_port_name(link.name) and link.group != GRAVE_GROUP]
+
+
+def live(ipr: Netlink, bridge: str) -> list[tuple[str, str, IPv4Address]]:
+    """(attachment, interface, address) of every pod that stands on this bridge, as the kernel has it."""
+    link = find(ipr, bridge)
+    found = (read_alias(port.alias) for port in ports(ipr) if link is not None and port.master == link.index)
+    return [pod for pod in found if pod is not None]
 
 
 def verify(ipr: Netlink, plan: PodPlan) -> list[str]:

@@ -89,6 +89,7 @@ class Allocator:
         block_prefix: int,
         excluded: Iterable[IPv4Network] = (),
         owner_of: Callable[[Block], str | None] = lambda block: None,
+        cooldown: float = COOLDOWN_SECONDS,
     ) -> None:
         self._range = range_v4
         self._size = 1 << (32 - block_prefix)
@@ -96,6 +97,7 @@ class Allocator:
         self._last = int(range_v4.broadcast_address)
         self._excluded = tuple(excluded)
         self._owner_of = owner_of
+        self._cooldown = cooldown
         self._blocks: dict[Block, bool] = {}  # owned: usable
         self._unopened: dict[Block, None] = {}
         self._books: dict[Block, _Book] = {}
@@ -346,7 +348,7 @@ class Allocator:
     def _rest(self, number: int, holder: Holder, now: float) -> None:
         self._book(number).resting += 1
         self._free.pop(number, None)
-        self._resting[number] = (now + COOLDOWN_SECONDS, holder)
+        self._resting[number] = (now + self._cooldown, holder)
 
     def _unrest(self, number: int) -> None:
         if self._resting.pop(number, None) is not None:

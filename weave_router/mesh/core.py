@@ -24,12 +24,13 @@ from weave_router.mesh.events import (
     Event,
     FirstSync,
     Hangup,
+    IpamHeard,
     LinkDown,
     LinkUp,
     MeshStatus,
     Send,
 )
-from weave_router.mesh.frames import Digest, Records, Synced, versions_of
+from weave_router.mesh.frames import Digest, Ipam, Records, Synced, versions_of
 from weave_router.mesh.link import DEAD_SECONDS, Ended, Link, State, Up
 from weave_router.mesh.link import Event as LinkEvent
 from weave_router.mesh.opening import Entropy, Opening
@@ -174,6 +175,14 @@ class Mesh:
         self.replica.own.jump(incarnation, now)
         self._settle(now)
 
+    def say_ipam(self, words: Iterable[tuple[bytes, bytes]], now: float) -> None:
+        """(neighbour, bytes) in order; to who is no neighbour any more, or takes nothing, nothing is said."""
+        for node_id, data in words:
+            number = self._up.get(node_id)
+            if number is None or not self._places[number].link.queue_ipam(data, now):
+                self.replica.counters["ipam words dropped"] += 1
+        self._send_all()
+
     def tokens_set(self, tokens: TokenSet, now: float) -> None:
         """Tokens were reread. Links opened under one that is no longer accepted end here: that is expulsion."""
         self._tokens = tokens
@@ -270,6 +279,9 @@ class Mesh:
             case Synced():
                 if self.replica.synced():
                     self.replica.events.append(FirstSync())
+            case Ipam():
+                assert place.link.peer is not None
+                self.replica.events.append(IpamHeard(place.link.peer.node_id, event.data))
             case Ended():
                 self._ended(number, event, now)
 

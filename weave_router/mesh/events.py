@@ -100,7 +100,15 @@ class CloneSeen:
     record: SignedRecord
 
 
-Event = Delta | LinkUp | LinkDown | ReachChanged | FirstSync | RestoredState | CloneSeen
+@dataclass(frozen=True, slots=True)
+class IpamHeard:
+    """A neighbour's words about addresses, as bytes."""
+
+    node_id: bytes
+    data: bytes
+
+
+Event = Delta | LinkUp | LinkDown | ReachChanged | FirstSync | RestoredState | CloneSeen | IpamHeard
 
 
 # -- status ----------------------------------------------------------------------------------------------------------

@@ -74,9 +74,15 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
     text: Annotated[str, Meta(max_length=limits.LINK_CLOSE_TEXT_MAX)] = ""
 
 
-Frame = Hello | Heartbeat | Records | Digest | Synced | Close
+class Ipam(msgspec.Struct, frozen=True, array_like=True):
+    """Words about addresses, which ipam/wire.py reads; a node without addresses of its own skips them."""
 
-TYPES: Final[dict[int, type[Frame]]] = {1: Hello, 2: Heartbeat, 3: Records, 4: Digest, 5: Synced, 6: Close}
+    data: Annotated[bytes, Meta(max_length=limits.LINK_FRAME_MAX)]
+
+
+Frame = Hello | Heartbeat | Records | Digest | Synced | Close | Ipam
+
+TYPES: Final[dict[int, type[Frame]]] = {1: Hello, 2: Heartbeat, 3: Records, 4: Digest, 5: Synced, 6: Close, 7: Ipam}
 _CODES: Final = {kind: code for code, kind in TYPES.items()}
 _DECODERS: Final = {code: msgspec.msgpack.Decoder(kind) for code, kind in TYPES.items()}
 

@@ -17,7 +17,7 @@ from typing import Final
 from weave_router import limits
 from weave_router.errors import BadPacket
 from weave_router.mesh import frames
-from weave_router.mesh.frames import Close, Digest, Frame, Heartbeat, Hello, Records, Synced
+from weave_router.mesh.frames import Close, Digest, Frame, Heartbeat, Hello, Ipam, Records, Synced
 from weave_router.mesh.opening import Opening
 from weave_router.mesh.record import Endpoint, SignedRecord, Verify, decode_record_untrusted
 from weave_router.mesh.table import Version
@@ -59,7 +59,7 @@ class Ended:
     text: str
 
 
-Event = Up | Records | Digest | Synced | Ended
+Event = Up | Records | Digest | Synced | Ipam | Ended
 
 
 class Link:
@@ -81,6 +81,8 @@ class Link:
         self._receive: TransportCipher | None = None
         self._outbox: dict[bytes, SignedRecord] = {}
         self._synced_pending: list[int] = []
+        self._ipam: deque[bytes] = deque()
+        self._ipam_bytes = 0
         self.flush_at: float | None = None
         self._stamp_heard = 0
         self._stamp_heard_at = now
@@ -173,7 +175,7 @@ class Link:
                 return None
             case Close():
                 return self._ended(frame)
-            case Records() | Digest() | Synced():
+            case Records() | Digest() | Synced() | Ipam():
                 return frame
             case Hello():
                 raise BadPacket("second hello")
@@ -225,6 +227,23 @@ class Link:
         if self.flush_at is None:
             self.flush_at = now + OUTBOX_SECONDS
 
+    def queue_ipam(self, data: bytes, now: float) -> bool:
+        """In order, at once as far as the socket keeps up. False: there is no room, it is dropped."""
+        if self.state is not State.UP or self._ipam_bytes + len(data) > limits.IPAM_OUTBOX_BYTES:
+            return False
+        self._ipam.append(data)
+        self._ipam_bytes += len(data)
+        self._flush_ipam(now)
+        return True
+
+    def _flush_ipam(self, now: float) -> None:
+        while self._ipam and self.unsent < limits.LINK_UNSENT_MAX:
+            data = self._ipam.popleft()
+            self._ipam_bytes -= len(data)
+            self._send_frame(Ipam(data))
+        if self._ipam and self.flush_at is None:
+            self.flush_at = now + 0.25
+
     def heard(self, signed: SignedRecord) -> None:
         """The neighbour sent this record: it needs not be told the same or older."""
         waiting = self._outbox.get(signed.node_id)
@@ -246,6 +265,7 @@ class Link:
     def flush(self, now: float) -> None:
         """Seal what the outbox holds, as far as the socket keeps up; the rest stays there, one record per node."""
         self.flush_at = None
+        self._flush_ipam(now)
         records, self._outbox = self._outbox, {}
         waiting = deque(records.values())
         while waiting and self.unsent < limits.LINK_UNSENT_MAX:

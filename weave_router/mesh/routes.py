@@ -121,6 +121,9 @@ class Routes:
         self._outside: dict[bytes, tuple[Key, ...]] = {}
         self._unanswered: set[bytes] = set()
         self._records: dict[bytes, Record] = {}
+        self._blocks: dict[Key, bytes] = {}
+        self._blocks_of: dict[bytes, set[Key]] = {}
+        self._block_len = 33
 
     # -- deltas -----------------------------------------------------------------------------------------------------
     def apply(self, delta: Delta) -> list[Operation]:
@@ -134,6 +137,8 @@ class Routes:
         if old is None and node_id != self._own_id:
             self.slots.take(node_id)
         operations = self._node_changes(node_id, old, new)
+        if old is None:
+            operations += [op for key in sorted(self._blocks_of.get(node_id, ())) for op in self._install(key)]
         operations += self._prefix_changes(node_id, old.prefixes if old else (), new.prefixes)
         if (old.groups if old else ()) != new.groups:
             operations.append(GroupsSet(self.slots.of(node_id), new.groups))
@@ -144,6 +149,7 @@ class Routes:
         if old is None:
             return []
         operations = self._prefix_changes(node_id, old.prefixes, ())
+        operations += [op for key in sorted(self._blocks_of.get(node_id, ())) for op in self._install(key)]
         self._unanswered.discard(node_id)
         if node_id != self._own_id:
             operations.append(NodeDel(self.slots.give_back(node_id), node_id))
@@ -194,20 +200,65 @@ class Routes:
         (self._contested.add if len(claims) > 1 else self._contested.discard)(key)
         if not claims:
             del self._claims[key]
-        return self._install(key, claims)
+        return self._install(key)
 
-    def _install(self, key: Key, claims: Mapping[bytes, bytes]) -> list[Operation]:
-        if not claims:
-            del self._installed[key]
-            return [RouteDel(*key)]
-        holder = min(claims)
-        entry = (self.slots.of(holder), claims[holder])
+    def _install(self, key: Key) -> list[Operation]:
+        entry = self._entry(key)
         if self._installed.get(key) == entry:
             return []
+        if entry is None:
+            del self._installed[key]
+            return [RouteDel(*key)]
         self._installed[key] = entry
         return [RouteSet(*key, *entry)]
 
+    def _entry(self, key: Key) -> tuple[int, bytes] | None:
+        """Slot and MAC. A register goes before any record's claim on the block or on something inside it."""
+        if key in self._blocks:
+            owner = self._blocks[key]
+            present = owner == self._own_id or owner in self._records
+            return (self.slots.of(owner), b"") if present else None
+        claims = self._allowed(key)
+        if not claims:
+            return None
+        holder = min(claims)
+        return self.slots.of(holder), claims[holder]
+
+    def _allowed(self, key: Key) -> Mapping[bytes, bytes]:
+        claims = self._claims.get(key, {})
+        owner = self._covering(key)
+        return claims if owner is None else {node: mac for node, mac in claims.items() if node == owner}
+
+    def _covering(self, key: Key) -> bytes | None:
+        """The owner of the block that a prefix lies in."""
+        number, prefix_len = key
+        if prefix_len < self._block_len:
+            return None
+        return self._blocks.get((number >> (32 - self._block_len) << (32 - self._block_len), self._block_len))
+
+    def set_blocks(self, owners: Mapping[Key, bytes]) -> list[Operation]:
+        """Blocks that changed hands, all of one length; the owner's record may come later."""
+        operations: list[Operation] = []
+        for key, owner in owners.items():
+            self._block_len = key[1]
+            before = self._blocks.get(key)
+            if before is not None:
+                self._blocks_of[before].discard(key)
+            self._blocks[key] = owner
+            self._blocks_of.setdefault(owner, set()).add(key)
+            operations += self._install(key)
+        mask = self._block_len
+        for number, prefix_len in [key for key in self._claims if key[1] > mask]:
+            if mask < 33 and (number >> (32 - mask) << (32 - mask), mask) in owners:
+                operations += self._install((number, prefix_len))
+        return operations
+
     # -- questions --------------------------------------------------------------------------------------------------
+    def refused(self) -> list[tuple[Key, bytes, bytes]]:
+        """(prefix, owner of its block, another node that announces it in vain)."""
+        found = ((key, self._covering(key), node) for key in sorted(self._claims) for node in sorted(self._claims[key]))
+        return [(key, owner, node) for key, owner, node in found if owner is not None and owner != node]
+
     def conflicts(self) -> list[Conflict]:
         result = []
         for key in sorted(self._contested):
