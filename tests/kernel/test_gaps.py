@@ -35,7 +35,8 @@ def full_size(family: str) -> int:
 
 
 def stream(lab: Lab, near: Pod, far: Pod, family: str, seconds: float = LOAD_SECONDS) -> Callable[[], Result]:
-    return lab.traffic.stream(near, far, far.address(family), seconds=seconds, full=full_size(family))
+    full = full_size(family)
+    return lab.traffic.stream(near, far, far.address(family), seconds=seconds, full=full, timeout=seconds + 15)
 
 
 def check_gaps(got: Result, most_ms: float) -> None:
@@ -60,7 +61,7 @@ def test_path_mtu_lowered_with_icmp_blocked(family: str) -> None:
         hosts = [lab.host(label, switch) for label, switch in zip(("h1", "h2"), switches, strict=True)]
         _, (a1, b1, a2, b2) = start_cluster(lab, hosts, pods=2, family=family)
         streams = [stream(lab, a1, a2, "v4"), stream(lab, b2, b1, "v6")]
-        tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50)
+        tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50, timeout=LOAD_SECONDS + 10)
         time.sleep(LOAD_BEFORE)
         gateway.block_icmp()
         gateway.lower_mtu(1300)
@@ -76,7 +77,7 @@ def test_restart_gap() -> None:
         routers, (a1, b1, a2, b2) = start_cluster(lab, [lab.host(label, switch) for label in ("h1", "h2")], pods=2)
         across = [stream(lab, a1, a2, "v4"), stream(lab, b2, b1, "v6")]
         beside = stream(lab, a2, b2, "v4")
-        tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50)
+        tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50, timeout=LOAD_SECONDS + 10)
         time.sleep(LOAD_BEFORE)
         routers[1].kill()
         routers[1].launch()
