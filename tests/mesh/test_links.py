@@ -123,8 +123,10 @@ async def test_chain_of_three_that_list_one_address_each_reaches_all(cluster: Cl
 def test_the_same_on_uvloop() -> None:
     async def run() -> None:
         cluster = Cluster()
-        await chain(cluster)
-        await cluster.close()
+        try:
+            await chain(cluster)
+        finally:
+            await cluster.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
