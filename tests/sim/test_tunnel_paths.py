@@ -332,6 +332,22 @@ def test_kernel_that_refuses_a_size_is_believed_at_once() -> None:
     assert a.status(b).mtu >= 1472 - 8
 
 
+@pytest.mark.parametrize("errno", [22, 99, 101])
+def test_lost_local_address_is_dropped_from_the_path(errno: int) -> None:
+    """Pinned to it, nothing would ever leave again: neither data nor the handshake that looks for a way out."""
+    net = Net(39)
+    a, b = established(net)
+    slot = a.slot_of(b)
+    assert a.paths[slot].local
+    a.feed(a.tunnel.path_error, slot, errno, net.now)
+    assert (a.paths[slot].local, a.paths[slot].remote) == ("", b.endpoint)
+    assert a.status(b).reason is None
+    other, c = established(Net(40))
+    other.feed(other.tunnel.send_error, c.endpoint, errno)
+    assert other.paths[other.slot_of(c)].local == ""
+    assert other.status(c).reason is None
+
+
 def test_path_that_refuses_gso_says_so() -> None:
     net = Net(37)
     a, b = established(net)

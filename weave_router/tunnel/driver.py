@@ -239,7 +239,7 @@ class TunnelDriver:
             case effects.SendDatagram():
                 errno = engine.datagram_send(effect.datagram, effect.remote, effect.local)
                 if errno:
-                    self._tunnel.send_error(effect.remote, errno)
+                    self._apply(self._tunnel.send_error(effect.remote, errno))
             case effects.ControlSend():
                 engine.control_send(effect.session, effect.payload, remote=effect.remote, local=effect.local,
                                     size=effect.size)
