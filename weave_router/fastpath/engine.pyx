@@ -320,6 +320,9 @@ cdef class Engine:
     cdef _free(self, int kind, size_t address):
         if kind == 0:
             session_free(<Session *>address)
+        elif kind == 2:
+            OPENSSL_cleanse(<void *>address, sizeof(Tokens))
+            pool_free(<void *>address)
         else:
             pool_free(<void *>address)
 
@@ -458,7 +461,7 @@ cdef class Engine:
             memcpy(fresh.item[fresh.count].key, <const uint8_t *><bytes>key, 32)
             fresh.count += 1
         release_ptr(&self.s.tokens, fresh)
-        self._retire(1, old)
+        self._retire(2, old)
 
     def universe_set(self, object number, int prefix_len, bytes ipv6_prefix):
         if not 0 <= prefix_len <= 32 or len(ipv6_prefix) not in (0, 12):

@@ -47,6 +47,7 @@ from weave_router.fastpath.frame cimport (
     flow_hash,
     ipv4_checksum,
     parse_untrusted,
+    same_flow,
     seed_checksum,
 )
 from weave_router.fastpath.includes.linux cimport (
@@ -340,7 +341,7 @@ cdef void join_or_write(Worker *w, Frame *f, bint open) noexcept nogil:
                 place = j
             continue
         parse_untrusted(&first, j.first, j.end)
-        if not same_flow_(&first, f):
+        if not same_flow(&first, f):
             continue
         if open and payload and continues(j, &first, f, payload):
             j.part[j.count] = f.data + f.payload
@@ -365,16 +366,6 @@ cdef void join_or_write(Worker *w, Frame *f, bint open) noexcept nogil:
         place = &w.joins[0]
         join_flush(w, place)
     join_start(place, f, payload)
-
-
-cdef inline bint same_flow_(const Frame *a, const Frame *b) noexcept nogil:
-    if a.protocol != b.protocol or a.family != b.family or a.l3 != b.l3 or a.l4 != b.l4:
-        return False
-    if memcmp(a.data + a.l4, b.data + b.l4, 4) != 0 or memcmp(a.data, b.data, a.l3) != 0:
-        return False
-    if a.family == 4:
-        return memcmp(a.data + a.l3 + 12, b.data + b.l3 + 12, 8) == 0
-    return memcmp(a.data + a.l3 + 8, b.data + b.l3 + 8, 32) == 0
 
 
 # ---- what a peer may send ----------------------------------------------------------------------------------------
