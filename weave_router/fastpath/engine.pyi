@@ -40,7 +40,7 @@ EV_CANDIDATE: Final[int]  # (kind, session: int, remote: Endpoint, local: str); 
 EV_REKEY: Final[int]  # (kind, session: int); packet or byte count says so
 EV_PATH_ERROR: Final[int]  # (kind, slot: int, errno: int); a send to this path failed with errno
 EV_GSO_OFF: Final[int]  # (kind, slot: int, errno: int); UDP_SEGMENT refused there, path sends one by one
-EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP / unsolicited NA of a foreign MAC heard locally
+EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP or unsolicited NA of another MAC
 EV_GROUP: Final[int]  # (kind, mac: bytes, joined: bool); IGMP or MLD report / leave heard locally
 
 class SessionFigures(NamedTuple):
