@@ -222,9 +222,7 @@ def test_node_behind_nat_learns_it_from_the_answer_and_uses_one_worker() -> None
     assert frame in b.delivered
     assert a.status(b).natted is True
     assert a.status(b).reason is Reason.BEHIND_NAT
-    assert a.paths[a.slot_of(b)].worker0_only is True
     assert b.status(a).remote == ("198.51.100.1", 4001)
-    assert b.paths[b.slot_of(a)].worker0_only is False
 
 
 def test_idle_path_through_nat_is_kept_open_every_20_seconds() -> None:

@@ -26,7 +26,6 @@ SESSION_PLAINTEXT: Final[int]  # payload of data datagrams is not sealed
 SESSION_MAY_SEND: Final[int]  # initiator, or the responder has heard on it
 
 # path_set flags
-PATH_WORKER0_ONLY: Final[int]  # behind NAT: one source port, one worker
 PATH_NO_GSO: Final[int]  # send one datagram at a time
 
 # Event kinds: the first element of every tuple from events().

@@ -371,7 +371,7 @@ class Connection:
         path = self.path
         if path is not None:
             self._shared.emit(effects.PathSet(self.info.slot, path.remote, path.local, path.epoch, path.mtu.size,
-                                              path.natted, path.no_gso))
+                                              path.no_gso))
 
     def candidate(self, index: int, remote: Endpoint, local: str, now: float) -> None:
         """Authenticated data came from another address: challenge it."""
