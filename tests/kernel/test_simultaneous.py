@@ -2,8 +2,8 @@
 
     pod a -- [h1 router] ----- cable ----- [h2 router] -- pod a        sessions are made to end after 0.4 s
 
-One process holds a socket in either pod and sends from both at once, when neither router has a session: the frames wait,
-both initiate, the datagram that arrives has crossed on a session. (The rekey bar itself is in test_gaps.py.)
+One process holds a socket in either pod and sends from both at once, when neither router has a session: the frames
+wait, both initiate, what arrives has crossed on a session. (The rekey bar itself is in test_gaps.py.)
 """
 
 from __future__ import annotations

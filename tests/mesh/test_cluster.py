@@ -278,7 +278,7 @@ def test_refused_addresses(cluster: Cluster, address: str, status: int, words: s
 
 
 def test_address_announced_twice(cluster: Cluster) -> None:
-    """While h3 was away both took it: every table gives it to the smaller id, all show the conflict, and the path too."""
+    """While h3 was away both took it: every table gives it to the smaller id, all show it, frames go there."""
     h1, h2, h3 = cluster.routers
     pods = [cluster.lab.pod(h1.host, "twice"), cluster.lab.pod(h3.host, "twice")]
     h3.host.wire.cut()
@@ -410,7 +410,7 @@ def test_token_rotation_loses_nothing(cluster: Cluster) -> None:
             router.write_token(*lines)
             router.signal(signal.SIGHUP)
         for router in cluster.routers:
-            wait_for("all know", lambda router=router: token_uses(router, cluster) == {wanted})
+            wait_for("all know", lambda router=router, wanted=wanted: token_uses(router, cluster) == {wanted})
     for router in cluster.routers:
         wait_links(router, *{one.name for one in cluster.routers} - {router.name})
     sent = sender.stop()
