@@ -25,7 +25,9 @@ from weave_router import __version__, limits
 from weave_router.api import schema
 from weave_router.api.server import ApiServer, Capture, CapturedFrame
 from weave_router.api.view import Parts, View
+from weave_router.cni import cni_driver
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
+from weave_router.cni.service import CniService
 from weave_router.config import LaunchConfig, parse_target
 from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
@@ -194,6 +196,7 @@ class Router:
                     tasks.create_task(self.tunnel.run(), name="tunnel"),
                     tasks.create_task(self._handover.serve(), name="attach.sock"),
                     tasks.create_task(self._look(), name="look"),
+                    tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
                 ]
                 _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
                                           "pod_mtu": self.pod_mtu, "workers": self.workers})
@@ -217,9 +220,11 @@ class Router:
         await self.host.build(self.bridge, self.universe.range_v4, self.universe.network_v6,
                               [plan.guard for plan in standing])
         await self.attachments.restore(standing)
+        self._cni_files.prepare()
         await self.mesh_driver.start()
         closing.push_async_callback(self.mesh_driver.close)
         self._announce(self.attachments.numbers())
+        await self.cni.drain()
         await self.set_targets((*self.store.targets(), *config.targets))
         tap_driver.set_carrier(self.tap, True)
         closing.callback(tap_driver.set_carrier, self.tap, False)
@@ -239,11 +244,13 @@ class Router:
         self.engine.universe_set(int(network.network_address), network.prefixlen, self.universe.prefix_v6)
         self.engine.tokens_set([(token.id, token.mac1_key) for token in self.tokens])
         self.routes = mesh_routes.Routes(self.identity.node_id, (int(network.network_address), network.prefixlen))
-        self.attachments = Attachments(
-            PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu, self.boot_id,
-                        self.default_ipv6, config.refuse),
-            host=self.host, store=self.store, in_writer=self.in_writer, announce=self._announce,
-            owner_of=self._other_owner)
+        settings = PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu,
+                               self.boot_id, self.default_ipv6, config.refuse)
+        self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
+                                       announce=self._announce, owner_of=self._other_owner)
+        self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
+        self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,
+                              self.universe.number_of)
         self._make_mesh()
         self._make_tunnel()
         self.view = Commands(Parts(
@@ -469,6 +476,10 @@ class Router:
     # -- pods ----------------------------------------------------------------------------------------------------------
 
     async def _attach(self, request: Request) -> dict[str, Any]:
+        if "cni" in request.body or "probe" in request.body:
+            return await self.cni.handle(request)
+        if request.netns < 0:
+            return {"error": "the request cannot be read: no namespace came with it", "exit_status": 2}
         try:
             wanted = msgspec.convert(request.body, schema.AttachRequest)
             attachment = await self.attachments.attach(wish_of(wanted, request))
@@ -482,7 +493,9 @@ class Router:
 
     async def _abandoned(self, request: Request, reply: dict[str, Any]) -> None:
         """The client went away before it had its answer: it will ask again, or nobody wants the pod."""
-        if "error" not in reply:
+        if request.undo is not None:
+            await request.undo()
+        elif "container_id" in reply:
             await self.attachments.detach(reply["container_id"], reply["ifname"])
 
 
