@@ -31,7 +31,6 @@ from weave_router.fastpath.includes.linux cimport (
 from weave_router.fastpath.includes.native cimport (
     acquire32,
     acquire64,
-    cpu_relax,
     full_fence,
     release64,
 )
@@ -68,6 +67,7 @@ from weave_router.fastpath.transmit cimport HEADROOM, transmit_command, transmit
 cdef enum:
     PARKED_LOOK_NS = 50000000
     TAP_RETRY_US = 20000
+    SPIN_NS = 20000  # after traffic: the next frame of a busy flow comes sooner than a sleeping CPU wakes
     NICE = -10  # a busy CPU delays the TAP's reader past what its queue of 128 frames holds; refused without CAP_SYS_NICE
 
 
@@ -198,9 +198,8 @@ cdef void worker_run(Worker *w) noexcept nogil:
         transmit_flush(w)
         if taken < 0:
             usleep(TAP_RETRY_US)  # the TAP is down or gone: epoll would not let us sleep
-        elif received == 0 and taken == 0:
-            if w.now < w.busy_until:
-                cpu_relax()
-            else:
-                sleep_until_work(w)
+        elif received or taken:
+            w.busy_until = boottime_ns() + SPIN_NS
+        elif w.now >= w.busy_until:
+            sleep_until_work(w)
     release64(&w.seen, <uint64_t>GONE)
