@@ -163,7 +163,7 @@ TAP_QUEUE_LENGTH: Final = 128
 """Frames the kernel queues before a TAP read; the default of 1,000 superframes would be 64 MB of delay."""
 
 UDP_BUFFER_BYTES: Final = 4 << 20
-"""Socket buffers of the UDP port: some 60 superframes; with the default of 208 KB a 125 us path loses half its speed."""
+"""Buffers of the UDP port: some 60 superframes. With the default of 208 KB a 125 us path loses half its speed."""
 
 LOCK_RETRY_SECONDS: Final = 0.05
 """Pause between two tries at a TAP lock whose holder cannot be asked (another namespace)."""
