@@ -69,7 +69,7 @@ struct buffer { char *at; size_t len, size; bool over; };
 static char socket_path[sizeof((struct sockaddr_un *)0)->sun_path] = "/run/weave-router/attach.sock";
 static char journal_path[256] = "/var/lib/weave-router/cni-journal";
 static int version = VERSION_COUNT - 1; /* index of the configuration's in VERSIONS */
-static char config[CONFIG_MAX + 1], reply[REPLY_MAX + 1];
+static char config[CONFIG_MAX + 1], request_room[REQUEST_MAX], reply[REPLY_MAX + 1];
 static size_t config_len, reply_len;
 
 /* -- output ---------------------------------------------------------------------------------------------------- */
@@ -373,9 +373,8 @@ static int relay(bool result_wanted) {
 static struct buffer make_request(const char *command, unsigned long long inode) {
     static const char *const names[][2] = {{"container", "CNI_CONTAINERID"}, {"ifname", "CNI_IFNAME"},
                                            {"netns", "CNI_NETNS"}, {"args", "CNI_ARGS"}};
-    struct buffer b = {malloc(REQUEST_MAX), 0, REQUEST_MAX, false};
+    struct buffer b = {request_room, 0, REQUEST_MAX, false};
     char id[40];
-    if (!b.at) fail(INTERNAL, "out of memory");
     boot_id(id);
     add(&b, "{\"cni\":{\"command\":\"%s\",\"boot_id\":\"%s\",\"netns_inode\":%llu", command, id, inode);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
