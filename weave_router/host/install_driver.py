@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import weave_router
-from weave_router.errors import UserError
+from weave_router.host.faults import Fault, HostError
 
 EXECUTABLE: Final = "weave-router-cni"
 _VERSION_SECONDS: Final = 5.0
@@ -21,7 +21,7 @@ def our_executable() -> Path:
     """The one that came with this package."""
     path = Path(weave_router.__file__).parent / "_bin" / EXECUTABLE
     if not path.is_file():
-        raise UserError(f"{path} is missing: this package was not built whole; install it again (`make install`)")
+        raise HostError(Fault.INSTALL_INCOMPLETE, path=path)
     return path
 
 
@@ -41,7 +41,7 @@ def write(path: Path, data: bytes, mode: int) -> bool:
         temporary.rename(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise HostError(Fault.INSTALL_WRITE, path=path, errno=error.errno or 0) from error
     return True
 
 
