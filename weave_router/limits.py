@@ -179,7 +179,7 @@ TAP_QUEUE_LENGTH: Final = 128
 """Frames the kernel queues before a TAP read; the default of 1,000 superframes would be 64 MB of delay."""
 
 UDP_BUFFER_BYTES: Final = 4 << 20
-"""Socket buffers of the UDP port: some 60 superframes; with the default of 208 KB a 125 us path loses half its speed."""
+"""Buffers of the UDP port: some 60 superframes. With the default of 208 KB a 125 us path loses half its speed."""
 
 LOCK_RETRY_SECONDS: Final = 0.05
 """Pause between two tries at a TAP lock whose holder cannot be asked (another namespace)."""
@@ -211,8 +211,8 @@ PORT_UP_SECONDS: Final = 2.0
 REAP_SECONDS: Final = 0.05
 """Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms), within 100 ms of DEL."""
 
-HANDOVER_REQUEST_BYTES: Final = 1 << 20
-"""One attach request: a CNI configuration with its environment is a few KB, runtimes pass prevResult of any length."""
+HANDOVER_REQUEST_BYTES: Final = 2 << 20
+"""One attach request: a CNI configuration (1 MiB at most, quotes escaped) with its environment, as a rule a few KB."""
 
 HANDOVER_DESCRIPTORS: Final = 2
 """Descriptors of one attach request: the netlink socket and the namespace."""
@@ -225,6 +225,26 @@ HANDOVER_RETRY_SECONDS: Final = 0.05
 
 HANDOVER_CLIENTS: Final = 64
 """Attach requests served at once; a kubelet starts some ten pods at a time, more wait in the socket's backlog."""
+
+# --- cni --------------------------------------------------------------------------------------------------------
+
+CNI_CONTAINER_ID_MAX: Final = 200
+"""A container id: runtimes use 64 hexadecimal digits; with interface and address it must fit the port's alias."""
+
+CNI_NESTING_MAX: Final = 64
+"""Levels of a network configuration; runtimes nest a prevResult two deep."""
+
+CNI_GC_MAX: Final = 10_000
+"""Attachments that a GC may list as valid: far more than the pods of a node."""
+
+CNI_JOURNAL_ENTRIES_MAX: Final = 4096
+"""Entries of the DEL journal looked at in one pass: the rest comes in the next; a node runs some hundred pods."""
+
+CNI_JOURNAL_TEMPORARY_SECONDS: Final = 60.0
+"""Age at which an unfinished journal entry belongs to nobody: its writer needs milliseconds."""
+
+CNI_ALIVE_SECONDS: Final = 10.0
+"""How often the alive file is written: STATUS forgives 60 s, so five writes may fail or be late."""
 
 # --- api --------------------------------------------------------------------------------------------------------
 

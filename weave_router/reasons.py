@@ -46,7 +46,7 @@ _TEXTS: Final[dict[Reason, str]] = {
     Reason.PEER_RESTARTED: "peer was restarted, a new handshake is under way",
     Reason.TOKEN_RETIRED: "the session's token was removed, a new handshake is under way",
     Reason.EPOCHS_USED_UP: "path changed 16 times within one session, a new handshake is under way",
-    Reason.BEHIND_NAT: "behind NAT: one worker sends",
+    Reason.BEHIND_NAT: "behind NAT: kept open every 20 s, reached only while it is",
     Reason.PATH_MTU_SMALL: "path takes less than the interface's MTU",
     Reason.GSO_REFUSED: "the path refuses UDP_SEGMENT: datagrams are sent one by one",
     Reason.NO_AES: "one side has no AES instructions: ChaCha20-Poly1305",

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from random import Random
@@ -23,9 +23,12 @@ import uvloop
 from weave_router import __version__, limits
 from weave_router.api import schema
 from weave_router.api.addresses import AddressBook
-from weave_router.api.server import ApiServer, Capture, CapturedFrame
+from weave_router.api.capture_driver import EngineCapture
+from weave_router.api.server import ApiServer, Capture
 from weave_router.api.view import Parts, View
+from weave_router.cni import cni_driver
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
+from weave_router.cni.service import CniService
 from weave_router.config import LaunchConfig, parse_target
 from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
@@ -73,7 +76,6 @@ GROUP_SECONDS: Final = 300.0
 """A group that no pod reported for so long has no member (RFC 3376 section 8.4: 260 s, and a lost report)."""
 LEAVE_SECONDS: Final = 10.0
 """What other members get to speak up after one left; the bridge asks them at once."""
-CAPTURE_POLL_SECONDS: Final = 0.1
 CLONE: Final = "another running node has this node's identity: no new addresses until one of the two is stopped"
 SILENT_SECONDS: Final = 10.0
 """A node that is unreachable and whose session was silent so long is not answered for any more."""
@@ -213,6 +215,7 @@ class Router:
                     tasks.create_task(self.tunnel.run(), name="tunnel"),
                     tasks.create_task(self._handover.serve(), name="attach.sock"),
                     tasks.create_task(self._look(), name="look"),
+                    tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
                 ]
                 if self.ipam_driver is not None:
                     running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
@@ -241,9 +244,11 @@ class Router:
         await self._restore_addresses()
         if self.ipam_driver is not None:
             closing.push_async_callback(self.ipam_driver.close)
+        self._cni_files.prepare()
         await self.mesh_driver.start()
         closing.push_async_callback(self.mesh_driver.close)
         self._announce(self.attachments.numbers())
+        await self.cni.drain()
         await self.set_targets((*self.store.targets(), *config.targets))
         tap_driver.set_carrier(self.tap, True)
         closing.callback(tap_driver.set_carrier, self.tap, False)
@@ -269,12 +274,14 @@ class Router:
                                           own=self._blocks_changed)
             self._blocks_changed(self.ipam.owners())
         subnet = config.default_subnet or network
-        self.attachments = Attachments(
-            PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu, self.boot_id,
-                        self.default_ipv6, config.refuse, subnet.prefixlen),
-            host=self.host, store=self.store, in_writer=self.in_writer, announce=self._announce,
-            owner_of=self._other_owner, addresses=self.ipam_driver)
+        settings = PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu,
+                               self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen)
+        self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
+                                       announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver)
         self._make_book()
+        self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
+        self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,
+                              self.universe.number_of)
         self._make_mesh()
         self._make_tunnel()
         self.view = Commands(Parts(
@@ -551,6 +558,10 @@ class Router:
     # -- pods ----------------------------------------------------------------------------------------------------------
 
     async def _attach(self, request: Request) -> dict[str, Any]:
+        if "cni" in request.body or "probe" in request.body:
+            return await self.cni.handle(request)
+        if request.netns < 0:
+            return {"error": "the request cannot be read: no namespace came with it", "exit_status": 2}
         try:
             wanted = msgspec.convert(request.body, schema.AttachRequest)
             attachment = await self.attachments.attach(wish_of(wanted, request))
@@ -562,7 +573,9 @@ class Router:
 
     async def _abandoned(self, request: Request, reply: dict[str, Any]) -> None:
         """The client went away before it had its answer: it will ask again, or nobody wants the pod."""
-        if "error" not in reply:
+        if request.undo is not None:
+            await request.undo()
+        elif "container_id" in reply:
             await self.attachments.detach(reply["container_id"], reply["ifname"])
 
 
@@ -636,27 +649,6 @@ class Commands(View):
         if number is None:
             raise UserError(f"{text} is neither a pod of this node nor an address of {self._parts.universe.range_v4}")
         return number
-
-
-class EngineCapture:
-    """The fast path's one capture, as the API reads it."""
-
-    def __init__(self, engine: fastpath.Engine, slot: int | None, number: int | None, snap: int) -> None:
-        self._engine = engine
-        try:
-            engine.capture_start(slot=slot, number=number, snap=snap)
-        except ValueError:
-            raise UserError("another capture is running: end it first, there is one at a time") from None
-
-    async def read(self) -> Sequence[CapturedFrame]:
-        frames = self._engine.capture_read()
-        if not frames:
-            await asyncio.sleep(CAPTURE_POLL_SECONDS)
-            frames = self._engine.capture_read()
-        return frames
-
-    async def stop(self) -> int:
-        return self._engine.capture_stop()
 
 
 def fits(attachment: Attachment, request: schema.DetachRequest) -> bool:

@@ -51,6 +51,8 @@ class Attachment:
     boot_id: str
     host_ifname: str
     mac: bytes
+    network: str = ""
+    """Name of the CNI network it was made for; empty: by `attach`."""
 
 
 class Store:
@@ -266,7 +268,7 @@ class Store:
             ):
                 numbers.setdefault((container, ifname), []).append(number)
             rows = self._rows(
-                "SELECT container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac FROM attachment"
+                "SELECT container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network FROM attachment"
                 " ORDER BY container, ifname"
             )
         return tuple(
@@ -286,9 +288,10 @@ class Store:
             self._refuse_taken(a)
             connection.execute("DELETE FROM attachment WHERE container = ? AND ifname = ?", key)
             connection.execute(
-                "INSERT INTO attachment (container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*key, a.prefix_len, a.netns_inode, a.boot_id, a.host_ifname, a.mac),
+                "INSERT INTO attachment"
+                " (container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, a.prefix_len, a.netns_inode, a.boot_id, a.host_ifname, a.mac, a.network),
             )
             connection.executemany(
                 "INSERT INTO address (number, container, ifname, position) VALUES (?, ?, ?, ?)",

@@ -41,7 +41,9 @@ CREATE INDEX address_owner ON address (container, ifname);
 CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT
 """
 
-MIGRATIONS: tuple[str, ...] = (_CREATE, IPAM_SCHEMA)
+_NETWORK = "ALTER TABLE attachment ADD COLUMN network TEXT NOT NULL DEFAULT ''"
+
+MIGRATIONS: tuple[str, ...] = (_CREATE, _NETWORK, IPAM_SCHEMA)
 """Step n leads to schema EPOCH.n. A later step may only add tables, indices and columns with defaults, so that an
 older program of the same epoch goes on with the file (``kubectl rollout undo``). Never edit one that was released."""
 

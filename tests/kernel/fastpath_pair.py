@@ -185,6 +185,7 @@ class Pair:
     right: Side
     outer: str
     spaces: list[Namespace]
+    offloads: tuple[int, int]
 
     def path(self, payload_max: int = 1472, flags: int = 0, *, epoch: int = 0, port: int = PORT_RIGHT) -> None:
         """Where both send; `port`: where the left side thinks the right one is."""
@@ -345,7 +346,7 @@ def pair(
             flags=session_flags,
             pod_mtu=pod_mtu,
         )
-        both = Pair(a, b, outer, spaces)
+        both = Pair(a, b, outer, spaces, offloads)
         both.path(payload_max)
         wait_for(lambda: carriers(right, "tb", "v1") and transmits(right, "v0"))
         both.exchange([])

@@ -202,12 +202,6 @@ class Nat(Gateway):
         self.nft(nat_rules(kind, outside))
         self.sysctl({f"net.netfilter.nf_conntrack_udp_timeout{word}": udp_timeout for word in ("", "_stream")})
 
-    def forget(self) -> None:
-        """Drop all mappings, as a NAT does that restarts."""
-        outside = self.segments[0][1]
-        self.ip(f"address flush dev {outside} scope link")
-        self.run(["conntrack", "-F"])
-
 
 def nat_rules(kind: str, outside: str) -> str:
     """Strangers are dropped before conntrack confirms them: an entry of theirs would take the port from our own."""

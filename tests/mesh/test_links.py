@@ -123,8 +123,10 @@ async def test_chain_of_three_that_list_one_address_each_reaches_all(cluster: Cl
 def test_the_same_on_uvloop() -> None:
     async def run() -> None:
         cluster = Cluster()
-        await chain(cluster)
-        await cluster.close()
+        try:
+            await chain(cluster)
+        finally:
+            await cluster.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())
@@ -289,12 +291,19 @@ async def test_a_peer_that_vanishes_in_mid_stream_is_noticed(cluster: Cluster) -
     assert await cluster.until(lambda: one.linked() == {"host2"}) < 5.0
 
 
-async def test_a_timer_that_is_due_already(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timer_that_is_due_already_on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     """uvloop makes a plain handle of it, which knows no time; an input that comes before it runs must not ask."""
-    one = await cluster.add(1)
-    with monkeypatch.context() as patch:
-        patch.setattr(one.mesh, "get_timer", lambda: 0.0)
-        for _ in range(2):
-            one.driver.do(lambda mesh, now: None)
-    await cluster.add(2, "127.0.0.1")
-    await cluster.until(lambda: one.linked() == {"host2"})
+
+    async def main() -> None:
+        cluster = Cluster()
+        one = await cluster.add(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(one.mesh, "get_timer", lambda: 0.0)
+            for _ in range(2):
+                one.driver.do(lambda mesh, now: None)
+        await cluster.add(2, "127.0.0.1")
+        await cluster.until(lambda: one.linked() == {"host2"})
+        await cluster.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())

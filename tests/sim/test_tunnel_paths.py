@@ -222,9 +222,7 @@ def test_node_behind_nat_learns_it_from_the_answer_and_uses_one_worker() -> None
     assert frame in b.delivered
     assert a.status(b).natted is True
     assert a.status(b).reason is Reason.BEHIND_NAT
-    assert a.paths[a.slot_of(b)].worker0_only is True
     assert b.status(a).remote == ("198.51.100.1", 4001)
-    assert b.paths[b.slot_of(a)].worker0_only is False
 
 
 def test_idle_path_through_nat_is_kept_open_every_20_seconds() -> None:
@@ -330,6 +328,22 @@ def test_kernel_that_refuses_a_size_is_believed_at_once() -> None:
     assert a.status(b).reason is Reason.PATH_MTU_SMALL
     net.run(5)
     assert a.status(b).mtu >= 1472 - 8
+
+
+@pytest.mark.parametrize("errno", [22, 99, 101])
+def test_lost_local_address_is_dropped_from_the_path(errno: int) -> None:
+    """Pinned to it, nothing would ever leave again: neither data nor the handshake that looks for a way out."""
+    net = Net(39)
+    a, b = established(net)
+    slot = a.slot_of(b)
+    assert a.paths[slot].local
+    a.feed(a.tunnel.path_error, slot, errno, net.now)
+    assert (a.paths[slot].local, a.paths[slot].remote) == ("", b.endpoint)
+    assert a.status(b).reason is None
+    other, c = established(Net(40))
+    other.feed(other.tunnel.send_error, c.endpoint, errno)
+    assert other.paths[other.slot_of(c)].local == ""
+    assert other.status(c).reason is None
 
 
 def test_path_that_refuses_gso_says_so() -> None:

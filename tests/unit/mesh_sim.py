@@ -81,6 +81,8 @@ class Network:
         self.refusing: set[str] = set()
         self.nat: dict[str, str] = {}
         self.bytes_sent = 0
+        self.dials: list[tuple[float, str, str]] = []
+        """(time, who calls, whom)"""
         self.trace = hashlib.sha256()
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -210,6 +212,7 @@ class Network:
     def _carry_out(self, node: Node, mesh: Mesh, effect: Effect) -> None:
         match effect:
             case Dial():
+                self.dials.append((self.now, node.host, effect.host))
                 self.at(self.now + self._latency(), lambda: self._connect(node, mesh, effect))
             case Send():
                 self._send(self._ends[id(mesh), effect.link], effect.data)

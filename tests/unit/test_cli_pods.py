@@ -143,6 +143,8 @@ def test_reset_refuses_while_pods_are_attached(tmp_path, state) -> None:
 
 
 def test_forced_it_leaves_the_lock_file_alone_and_can_be_repeated(tmp_path, state) -> None:
+    (state / "cni-journal").mkdir()
+    (state / "cni-journal" / "1.json").write_bytes(b"{}")
     first = reset(tmp_path, "--force", "--json")
     assert (first.returncode, first.stderr) == (0, "")
     assert f"file {state}/store.db" in json.loads(first.stdout)["removed"]

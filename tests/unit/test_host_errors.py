@@ -173,6 +173,15 @@ TABLE: dict[Fault, tuple[dict[str, Any], str]] = {
         "no underlay interface found: this host has no default route and no other link that is up; "
         "give the pod MTU by --mtu, or bring the network up first",
     ),
+    Fault.INSTALL_INCOMPLETE: (
+        {"path": "/x/_bin/weave-router-cni"},
+        "/x/_bin/weave-router-cni is missing: this package was not built whole; install it again (`make install`)",
+    ),
+    Fault.INSTALL_WRITE: (
+        {"path": "/opt/cni/bin/weave-router-cni", "errno": errno.EROFS},
+        "cannot write /opt/cni/bin/weave-router-cni: EROFS (Read-only file system); is the folder the runtime's "
+        "(--bin-dir, --conf-dir), and writable?",
+    ),
     Fault.RESET_ATTACHED: (
         {"count": "2 pods are", "first": "abc"},
         "2 pods are attached, first abc; detach them first, or force it (`weave-router reset --force`): "

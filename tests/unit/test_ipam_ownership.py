@@ -18,6 +18,7 @@ from weave_router.ipam import values as v
 from weave_router.ipam.knowledge import merge
 from weave_router.ipam.ownership import fresh, step
 from weave_router.ipam.values import FrozenMap, Gate, Knowledge, Register, State, durable
+from weave_router.limits import GIFT_BLOCKS_MAX
 
 A, B, C, D = (b"a", b"b", b"c", b"d")
 UNIVERSE = b"u" * 16
@@ -124,7 +125,7 @@ def test_half_of_what_is_idle_is_given_and_never_the_used() -> None:
 
 def test_a_gift_has_at_most_256_blocks() -> None:
     after, _ = step(member(A, blocks=1000), message(B, v.Ask(), to=A))
-    assert sum(r.owner == B for r in after.registers.values()) == 256
+    assert sum(r.owner == B for r in after.registers.values()) == GIFT_BLOCKS_MAX
 
 
 def test_a_receipt_frees_the_giver() -> None:

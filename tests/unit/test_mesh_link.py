@@ -204,6 +204,49 @@ def test_hello_with_a_bad_record_is_refused(own: SignedRecord) -> None:
     assert isinstance(event, Ended) and event.text in ("record domain", "record signature")
 
 
+def remade(data: bytes, at: int, value: int) -> bytes:
+    """The first message of a stream with four bytes of its head changed and a valid mac1: a member tampers."""
+    message = data[2:2 + int.from_bytes(data[:2], "big")]
+    body = message[:at] + value.to_bytes(4, "big") + message[at + 4:-16]
+    body += wire.mac1(tokens().first.mac1_key, body)
+    return len(body).to_bytes(2, "big") + body
+
+
+def test_heads_changed_by_one_who_has_the_token_are_noticed() -> None:
+    one, two = pair()
+    first = one.data_to_send()
+    assert refused(end(2, initiator=False), remade(first, 12, 7)) == "receiver index in message 1"
+    assert refused(end(2, initiator=False), remade(first, 8, 7)) == "tag does not fit", "the prologue holds head 1"
+    two.receive_data(first, 0.0)
+    second = two.data_to_send()
+    assert refused(one, remade(second, 8, 7)) == "head was changed on the way"
+    one, two = pair()
+    two.receive_data(one.data_to_send(), 0.0)
+    one.receive_data(two.data_to_send(), 0.0)
+    assert refused(two, remade(one.data_to_send(), 8, 7)) == "another sender index"
+
+
+def test_first_frame_is_a_hello_or_a_goodbye() -> None:
+    for frame, expected in ((Close("full"), Ended("full", "")), (Synced(1), Ended("", "no hello"))):
+        one, two = pair()
+        two.receive_data(one.data_to_send(), 0.0)
+        one.receive_data(two.data_to_send(), 0.0)
+        third = one.data_to_send()
+        opening = third[:2 + int.from_bytes(third[:2], "big")]
+        assert two.receive_data(opening, 0.0) == [] and two.state is State.HELLO
+        one._send, _ = one.opening.ciphers()
+        one._send_frame(frame)
+        assert two.receive_data(one.data_to_send(), 0.0) == [expected]
+
+
+def test_a_closed_link_cannot_come_up_again() -> None:
+    one, _ = up()
+    one.close("full")
+    with pytest.raises(RuntimeError):
+        one._enter(State.UP)
+    assert one.state is State.CLOSED
+
+
 # -- frames ------------------------------------------------------------------------------------------------------------
 FRAMES = [Hello(b"r", "::1", 5), Heartbeat(1, 2, 3), Records((b"a", b"b")), Synced(7), Close("full", "text"),
           next(digest_frames([], 3))]

@@ -1,18 +1,23 @@
 """mesh/own.py, targets.py, admission.py, share.py: the small parts of the core, each in virtual time."""
 
+from itertools import count
 from random import Random
 
 import pytest
-from unit.mesh_helpers import identity, record
+from unit.mesh_helpers import identity, record, signed
 
 from weave_router import limits
 from weave_router.errors import UsageError
 from weave_router.mesh.admission import Admission, address_key
+from weave_router.mesh.calls import LINKS_SOUGHT, Calls
 from weave_router.mesh.own import OwnRecord
-from weave_router.mesh.record import Prefix
+from weave_router.mesh.record import FLAG_NAT, Prefix
+from weave_router.mesh.replica import Replica
 from weave_router.mesh.share import ALLOWANCE_SECONDS, LoopShare
 from weave_router.mesh.status import dial_reason
+from weave_router.mesh.table import Delta
 from weave_router.mesh.targets import Targets, TargetState, parse_target, retry_interval
+from weave_router.tunnel.identity import verify
 
 
 # -- own record --------------------------------------------------------------------------------------------------------
@@ -157,6 +162,52 @@ def test_members_come_due_in_order_and_unwanted_ones_go() -> None:
     assert some.due_members(20.0, 0, lambda _: True) == []
     some.drop(ids[0])
     assert some.due_members(20.0, 9, lambda _: True) == [] and some.get_timer() is None
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+def calls(up: dict[bytes, int]) -> Calls:
+    some = Targets(identity(1).node_id, Random(1), 6783)
+    replica = Replica(own(0.0), verify=verify, now=0.0)
+    return Calls(some, replica, up, discovery=True, rng=Random(2), numbers=count(1), emit=lambda _: None)
+
+
+def test_a_record_that_names_another_way_is_worth_a_call() -> None:
+    some = calls({})
+    old, new = signed(2), signed(2, seq=2, endpoints=(("10.0.0.2", 1),))
+    some.follow(Delta(old.node_id, old, signed(2, seq=3, pod_mtu=1400)), 5.0)
+    assert some.get_timer() is None
+    some.follow(Delta(old.node_id, old, new), 5.0)
+    assert some.get_timer() is not None
+    for other in ({"flags": FLAG_NAT}, {"incarnation": 2}):
+        fresh = calls({})
+        fresh.follow(Delta(old.node_id, old, signed(2, seq=2, **other)), 5.0)
+        assert fresh.get_timer() is not None
+
+
+def test_a_node_with_few_links_draws_some_members() -> None:
+    some = calls({})
+    for seed in range(2, 30):
+        some._replica.merge(signed(seed, endpoints=((f"10.0.0.{seed}", 1),)), 0, 0.0)
+    some.discover_if_few(0.0)
+    some.make(10.0)
+    assert len(some.dials) == limits.LINKS_DISCOVERED_MAX
+    full = calls({identity(seed).node_id: seed for seed in range(2, 2 + LINKS_SOUGHT)})
+    full._replica.merge(signed(20), 0, 0.0)
+    full.discover_if_few(0.0)
+    assert full.get_timer() is None
+
+
+def test_a_node_with_all_its_links_calls_only_who_is_out_of_reach() -> None:
+    some = calls({bytes([number]) * 16: number for number in range(limits.LINKS_DISCOVERED_MAX)})
+    some._replica.merge(signed(20, endpoints=(("10.0.0.20", 1),)), 0, 0.0)
+    node_id = identity(20).node_id
+    for reachable in (False, True):
+        some._replica.topology.reachable = frozenset({node_id} if reachable else ())
+        some.lost(node_id, 0.0)
+        some.make(60.0)
+        assert bool(some.dials) != reachable
+        some.dials.clear()
+        some.targets.drop(node_id)
 
 
 # -- admission ---------------------------------------------------------------------------------------------------------

@@ -157,6 +157,7 @@ def test_operations_by_delta_equal_a_rebuild() -> None:
             (table.put_own(one) if seed == 0 else table.merge(one, float(step)))
         follow(engine, apply(routes, table))
         assert engine == rebuild(routes, table)
+        assert routes._claims.keys() == engine.keys(), "nothing is left of what is gone"
         assert [(c.number, c.holder, c.others) for c in routes.conflicts()] == contested(table)
 
 

@@ -3,6 +3,7 @@
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
+
 from weave_router.errors import UsageError
 from weave_router.ipam.number import Universe, mac_of, mac_text, parse_address, prefix_v6_of
 

@@ -511,14 +511,14 @@ def test_a_version_that_never_was(tmp_path: Path, version: int) -> None:
 def test_migration_forward_and_an_older_program_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = filled(tmp_path)
     older = store_file.MIGRATIONS
-    newer = (*older, "ALTER TABLE attachment ADD COLUMN network TEXT NOT NULL DEFAULT ''; CREATE TABLE more (a TEXT)")
+    newer = (*older, "ALTER TABLE attachment ADD COLUMN colour TEXT NOT NULL DEFAULT ''; CREATE TABLE more (a TEXT)")
     monkeypatch.setattr(store_file, "MIGRATIONS", newer)
     with Store.open(tmp_path, boot_id=BOOT, writer=False) as reader:  # on a copy: the file stays the predecessor's
-        assert reader._rows("SELECT network FROM attachment") == [("",)]
+        assert reader._rows("SELECT colour FROM attachment") == [("",)]
         assert contents(reader) == before
     assert version_of(tmp_path) == 1000 + len(older)
     with reopened(tmp_path) as store:
-        assert store._rows("SELECT network FROM attachment") == [("",)]
+        assert store._rows("SELECT colour FROM attachment") == [("",)]
         assert contents(store) == before
     assert version_of(tmp_path) == 1000 + len(newer)
     monkeypatch.setattr(store_file, "MIGRATIONS", older)  # kubectl rollout undo

@@ -147,8 +147,7 @@ async def test_need_of_a_session_ends_in_a_session_with_calls_in_their_order(wor
     assert names[:4] == ["begin", "counter_block", "commit", "datagram_send"], "on disk before it goes"
     assert names[4:8] == ["path_set", "session_add", "session_use", "control_send"]
     path = dict(pair for pair in world.engine.named("path_set")[0][2:])
-    assert path == {"remote": REMOTE, "local": "192.0.2.1", "epoch": 0, "payload_max": 1472,
-                    "flags": fastpath.PATH_WORKER0_ONLY * 0}
+    assert path == {"remote": REMOTE, "local": "192.0.2.1", "epoch": 0, "payload_max": 1472, "flags": 0}
     added = dict(pair for pair in world.engine.named("session_add")[0][3:])
     assert world.engine.named("session_add")[0][1:3] == (session, 2)
     assert added["suite"] == fastpath.SUITE_AESGCM

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "expose": "addresses",
     "hide": "addresses",
     "ipam": "addresses",
+    "install-cni": "install_cni",
     "token": "token",
     "doctor": "doctor",
     "capture": "capture",
@@ -45,7 +46,7 @@ class CommandGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"weave_router.cli.{COMMANDS[cmd_name]}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -15,6 +15,8 @@ from weave_router.config import STATE_DIR_DEFAULT
 from weave_router.errors import UserError
 
 _STORE_FILES: Final = ("store.db", "store.db-wal", "store.db-shm", "store.db-journal")
+_JOURNAL: Final = "cni-journal"
+"""Folder of DELs that the shim could not hand over: of pods that this node, by then another, never had."""
 
 
 @click.command(short_help="Take back all that the router made here.")
@@ -67,14 +69,21 @@ def _attachments(state: Path, force: bool) -> list[str]:
 
 def _wipe(state: Path) -> list[str]:
     """The lock's file stays: it is held, and without it two processes could lock two files of one name."""
-    removed = []
-    for name in _STORE_FILES:
-        path = state / name
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UserError(f"cannot remove {path}: {error.strerror}") from None
-        removed.append(f"file {path}")
+    journal = state / _JOURNAL
+    try:
+        entries = sorted(journal.iterdir()) if journal.is_dir() else []
+        removed = [f"file {path}" for path in (*(state / name for name in _STORE_FILES), *entries) if _unlink(path)]
+        if journal.is_dir():
+            journal.rmdir()
+            removed.append(f"folder {journal}")
+    except OSError as error:
+        raise UserError(f"cannot remove {error.filename}: {error.strerror}") from None
     return removed
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -7,7 +7,7 @@ the API call it. The kernel's side is host/, this file decides order and refusal
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -57,6 +57,8 @@ class Wish:
     netns_inode: int
     netlink: int
     netns: int
+    network: str = ""
+    """Name of the CNI network; empty: by `attach`."""
 
 
 class Attachments:
@@ -102,6 +104,13 @@ class Attachments:
     def numbers(self) -> list[int]:
         return sorted(number for attachment in self._held.values() for number in attachment.numbers)
 
+    def get(self, container: str, ifname: str) -> Attachment | None:
+        return self._held.get((container, ifname))
+
+    def plan(self, attachment: Attachment) -> PodPlan:
+        """As it was carried out, with the port name it really got."""
+        return replace(self._plan_of(attachment), port=attachment.host_ifname)
+
     # -- attach ----------------------------------------------------------------------------------------------------
 
     async def attach(self, wish: Wish) -> Attachment:
@@ -143,7 +152,8 @@ class Attachments:
         try:
             plan = self._plan(wish.container, wish.ifname, address)
             attachment = Attachment(wish.container, wish.ifname, (number,), address.network.prefixlen,
-                                    wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac))
+                                    wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac),
+                                    wish.network)
         except BaseException:
             await asyncio.shield(self._addresses.give_back(Holder(*key)))
             raise
@@ -209,8 +219,7 @@ class Attachments:
 
 
 def _on_port(attachment: Attachment, port: str) -> Attachment:
-    return Attachment(attachment.container, attachment.ifname, attachment.numbers, attachment.prefix_len,
-                      attachment.netns_inode, attachment.boot_id, port, attachment.mac)
+    return replace(attachment, host_ifname=port)
 
 
 def _mac_bytes(text: str) -> bytes:

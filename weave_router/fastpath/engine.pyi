@@ -26,7 +26,6 @@ SESSION_PLAINTEXT: Final[int]  # payload of data datagrams is not sealed
 SESSION_MAY_SEND: Final[int]  # initiator, or the responder has heard on it
 
 # path_set flags
-PATH_WORKER0_ONLY: Final[int]  # behind NAT: one source port, one worker
 PATH_NO_GSO: Final[int]  # send one datagram at a time
 
 # Event kinds: the first element of every tuple from events().
@@ -40,7 +39,7 @@ EV_CANDIDATE: Final[int]  # (kind, session: int, remote: Endpoint, local: str); 
 EV_REKEY: Final[int]  # (kind, session: int); packet or byte count says so
 EV_PATH_ERROR: Final[int]  # (kind, slot: int, errno: int); a send to this path failed with errno
 EV_GSO_OFF: Final[int]  # (kind, slot: int, errno: int); UDP_SEGMENT refused there, path sends one by one
-EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP / unsolicited NA of a foreign MAC heard locally
+EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP or unsolicited NA of another MAC
 EV_GROUP: Final[int]  # (kind, mac: bytes, joined: bool); IGMP or MLD report / leave heard locally
 
 class SessionFigures(NamedTuple):

@@ -10,8 +10,7 @@ from collections import namedtuple
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from weave_router.fastpath.aead cimport cipher_init
@@ -49,7 +48,6 @@ from weave_router.fastpath.includes.native cimport (
     acquire64,
     exchange32,
     full_fence,
-    load_be64,
     release32,
     release64,
     release_ptr,
@@ -63,6 +61,7 @@ from weave_router.fastpath.includes.openssl cimport (
     OSSL_PARAM_construct_end,
     OSSL_PARAM_construct_size_t,
 )
+from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.report cimport (
     EV_ANNOUNCE_,
     EV_CANDIDATE_,
@@ -90,7 +89,6 @@ from weave_router.fastpath.state cimport (
     NODE_FLOOD_,
     NODES,
     PATH_NO_GSO_,
-    PATH_WORKER0_ONLY_,
     SESSION_MAY_SEND_,
     SESSION_PLAINTEXT_,
     SESSION_SLOTS,
@@ -130,7 +128,7 @@ SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
 SLOT_NONE, SLOT_LOCAL = SLOT_NONE_, SLOT_LOCAL_
 NODE_ANSWER, NODE_FLOOD = NODE_ANSWER_, NODE_FLOOD_
 SESSION_PLAINTEXT, SESSION_MAY_SEND = SESSION_PLAINTEXT_, SESSION_MAY_SEND_
-PATH_WORKER0_ONLY, PATH_NO_GSO = PATH_WORKER0_ONLY_, PATH_NO_GSO_
+PATH_NO_GSO = PATH_NO_GSO_
 EV_HANDSHAKE, EV_VERSION, EV_TOKEN, EV_CONTROL = EV_HANDSHAKE_, EV_VERSION_, EV_TOKEN_, EV_CONTROL_
 EV_NEED_SESSION, EV_CONFIRMED, EV_CANDIDATE = EV_NEED_SESSION_, EV_CONFIRMED_, EV_CANDIDATE_
 EV_REKEY, EV_PATH_ERROR, EV_GSO_OFF = EV_REKEY_, EV_PATH_ERROR_, EV_GSO_OFF_
@@ -226,8 +224,8 @@ cdef void session_free(Session *s) noexcept:
         if s.open[i].context != NULL:
             s.open[i].wipe(&s.open[i])
     for i in range(256):
-        free(s.lanes[i])
-    free(s)
+        pool_free(s.lanes[i])
+    pool_free(s)
 
 
 @cython.no_gc_clear
@@ -257,15 +255,15 @@ cdef class Engine:
         self.local_macs = {}
         self.macs = {}
         self.event_fd = -1
-        self.s = <Shared *>calloc(1, sizeof(Shared))
+        self.s = <Shared *>pool_new(sizeof(Shared))
         if self.s == NULL:
             raise MemoryError
-        self.s.trie = <TrieNode *>calloc(TRIE_NODES_MAX, sizeof(TrieNode))
-        self.s.nodes = <Node *>calloc(NODES, sizeof(Node))
-        self.s.sessions = <Session **>calloc(SESSION_SLOTS, sizeof(Session *))
-        self.s.stations = <Station *>calloc(STATIONS, sizeof(Station))
-        self.s.mac_owners = <MacOwner *>calloc(MAC_OWNERS, sizeof(MacOwner))
-        self.s.capture = <Capture *>calloc(1, sizeof(Capture))
+        self.s.trie = <TrieNode *>pool_new(TRIE_NODES_MAX * sizeof(TrieNode))
+        self.s.nodes = <Node *>pool_new(NODES * sizeof(Node))
+        self.s.sessions = <Session **>pool_new(SESSION_SLOTS * sizeof(Session *))
+        self.s.stations = <Station *>pool_new(STATIONS * sizeof(Station))
+        self.s.mac_owners = <MacOwner *>pool_new(MAC_OWNERS * sizeof(MacOwner))
+        self.s.capture = <Capture *>pool_new(sizeof(Capture))
         self.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
         if self.s.trie == NULL or self.s.nodes == NULL or self.s.sessions == NULL or self.s.stations == NULL or \
                 self.s.mac_owners == NULL or self.s.capture == NULL or self.event_fd < 0:
@@ -299,20 +297,20 @@ cdef class Engine:
                 session_free(self.s.sessions[i])
         for i in range(NODES):
             if self.s.nodes != NULL:
-                free(self.s.nodes[i].path)
+                pool_free(self.s.nodes[i].path)
         for _, kind, address in self.limbo:
             self._free(kind, address)
-        free(self.s.trie)
-        free(self.s.nodes)
-        free(self.s.sessions)
-        free(self.s.stations)
-        free(self.s.mac_owners)
-        free(self.s.capture)
-        free(self.s.exceptions)
+        pool_free(self.s.trie)
+        pool_free(self.s.nodes)
+        pool_free(self.s.sessions)
+        pool_free(self.s.stations)
+        pool_free(self.s.mac_owners)
+        pool_free(self.s.capture)
+        pool_free(self.s.exceptions)
         if self.s.tokens != NULL:
             OPENSSL_cleanse(self.s.tokens, sizeof(Tokens))
-        free(self.s.tokens)
-        free(self.s)
+        pool_free(self.s.tokens)
+        pool_free(self.s)
         if self.event_fd >= 0:
             close(self.event_fd)
 
@@ -321,8 +319,11 @@ cdef class Engine:
     cdef _free(self, int kind, size_t address):
         if kind == 0:
             session_free(<Session *>address)
+        elif kind == 2:
+            OPENSSL_cleanse(<void *>address, sizeof(Tokens))
+            pool_free(<void *>address)
         else:
-            free(<void *>address)
+            pool_free(<void *>address)
 
     cdef _retire(self, int kind, void *p):
         """Free p once no worker can still hold it. p is already unlinked."""
@@ -451,7 +452,7 @@ cdef class Engine:
         keys = list(keys)
         if len(keys) > TOKENS_MAX or any(len(key) != 32 for _, key in keys):
             raise ValueError(f"at most {TOKENS_MAX} tokens, 32 bytes each")
-        fresh = <Tokens *>calloc(1, sizeof(Tokens))
+        fresh = <Tokens *>pool_new(sizeof(Tokens))
         if fresh == NULL:
             raise MemoryError
         for token_id, key in keys:
@@ -459,7 +460,7 @@ cdef class Engine:
             memcpy(fresh.item[fresh.count].key, <const uint8_t *><bytes>key, 32)
             fresh.count += 1
         release_ptr(&self.s.tokens, fresh)
-        self._retire(1, old)
+        self._retire(2, old)
 
     def universe_set(self, object number, int prefix_len, bytes ipv6_prefix):
         if not 0 <= prefix_len <= 32 or len(ipv6_prefix) not in (0, 12):
@@ -570,7 +571,7 @@ cdef class Engine:
             self.local_macs[number] = mac
         else:
             del self.local_macs[number]
-        fresh = <Exceptions *>calloc(1, sizeof(Exceptions) + 12 * len(self.local_macs))
+        fresh = <Exceptions *>pool_new(sizeof(Exceptions) + 12 * len(self.local_macs))
         if fresh == NULL:
             raise MemoryError
         for key in sorted(self.local_macs):
@@ -619,7 +620,7 @@ cdef class Engine:
             raise ValueError("keys of 32 bytes, an index other than 0")
         if self.s.sessions[place] != NULL:
             raise ValueError(f"the slot of session {session} is in use")
-        fresh = <Session *>calloc(1, sizeof(Session))
+        fresh = <Session *>pool_new(sizeof(Session))
         if fresh == NULL:
             raise MemoryError
         fresh.index = session
@@ -676,13 +677,13 @@ cdef class Engine:
             raise ValueError("epoch 0 to 15, payload 500 to 65,507 bytes")
         if not self.family:
             raise ValueError("start the fast path before its paths")
-        fresh = <Path *>calloc(1, sizeof(Path))
+        fresh = <Path *>pool_new(sizeof(Path))
         if fresh == NULL:
             raise MemoryError
         try:
             fill_path(fresh, remote, local, self.family)
         except BaseException:
-            free(fresh)
+            pool_free(fresh)
             raise
         fresh.epoch = epoch
         fresh.payload_max = payload_max
@@ -711,13 +712,13 @@ cdef class Engine:
             self.commands_lost += 1
             return
         if remote is not None:
-            path = <Path *>calloc(1, sizeof(Path))
+            path = <Path *>pool_new(sizeof(Path))
             if path == NULL:
                 raise MemoryError
             try:
                 fill_path(path, remote, local, self.family)
             except BaseException:
-                free(path)
+                pool_free(path)
                 raise
         command = &w.commands[w.command_head & (COMMANDS - 1)]
         command.session = session

@@ -44,7 +44,7 @@ cdef struct Frame:
 
 cdef inline void parse_untrusted(Frame *f, uint8_t *data, int size) noexcept nogil:
     """Fill f. Takes any bytes; a size below 14 gives a frame with no ethertype."""
-    cdef int offset = 12, header, protocol, options
+    cdef int offset = 12, header, protocol, _options
     cdef bint routed = False
     f.data = data
     f.size = size
@@ -95,7 +95,7 @@ cdef inline void parse_untrusted(Frame *f, uint8_t *data, int size) noexcept nog
         f.family = 6
         protocol = data[offset + 6]
         offset += 40
-        for options in range(4):  # hop-by-hop, as MLD reports carry them; destination options; routing
+        for _options in range(4):  # hop-by-hop, as MLD reports carry them; destination options; routing
             if protocol != 0 and protocol != 60 and protocol != 43:
                 break
             if f.end < offset + 8:

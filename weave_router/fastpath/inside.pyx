@@ -5,8 +5,7 @@ Called by the workers only, without the GIL. Everything it decides stands in the
 Python once and the frame is parked. `oracle.py` says the same in plain Python and the tests hold the two together.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from weave_router.fastpath.counters cimport (
     C_ARP_ANSWERED,
@@ -37,8 +36,6 @@ from weave_router.fastpath.counters cimport (
 from weave_router.fastpath.frame cimport (
     ETHERNET_HEADER,
     ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
     PROTO_ICMPV6,
     PROTO_IGMP,
     PROTO_TCP,
@@ -54,12 +51,9 @@ from weave_router.fastpath.frame cimport (
     parse_untrusted,
     pseudo_header,
 )
-from weave_router.fastpath.includes.linux cimport EAGAIN, EINTR, errno, iovec, read, write
+from weave_router.fastpath.includes.linux cimport EAGAIN, EINTR, errno, read, write
 from weave_router.fastpath.includes.native cimport (
-    acquire64,
-    acquire_ptr,
     csum_fold,
-    csum_partial,
     load_be16,
     load_be32,
     load_csum,
@@ -71,6 +65,7 @@ from weave_router.fastpath.includes.native cimport (
     store_be32,
     store_csum,
 )
+from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.report cimport (
     EV_ANNOUNCE_,
     EV_GROUP_,
@@ -80,7 +75,6 @@ from weave_router.fastpath.report cimport (
     drop,
     drop_traced,
     event_begin,
-    event_data,
     event_end,
     event_simple,
 )
@@ -96,15 +90,11 @@ from weave_router.fastpath.state cimport (
     Node,
     Parked,
     ParkedCount,
-    Path,
-    Session,
     Shared,
     Station,
     Worker,
-    entry_slot,
     in_universe,
     owner_of,
-    trie_find,
 )
 from weave_router.fastpath.transmit cimport HEADROOM, frame_budget, transmit_frame
 from weave_router.fastpath.wire cimport (
@@ -347,7 +337,7 @@ cdef void group_report(Worker *w, const Frame *f) noexcept nogil:
     """Read an IGMP or MLD report of a local pod. Every record is bounded by the datagram's end."""
     cdef uint8_t *p = f.data + f.l4
     cdef int size = 4 if f.family == 4 else 16
-    cdef int records, at, i, sources, kind = p[0]
+    cdef int records, at, _i, sources, kind = p[0]
     if f.family == 4:
         if f.end < f.l4 + 8:
             return
@@ -368,7 +358,7 @@ cdef void group_report(Worker *w, const Frame *f) noexcept nogil:
             return
     records = load_be16(p + 6)
     at = f.l4 + 8
-    for i in range(records if records < 64 else 64):
+    for _i in range(records if records < 64 else 64):
         if f.end < at + 4 + size:
             return
         p = f.data + at
@@ -456,7 +446,7 @@ cdef void park(Worker *w, int slot, const uint8_t *data, int size, const uint8_t
     if waiting.frames >= PARK_FRAMES or <int>waiting.bytes + size > PARK_BYTES or w.parked_bytes + cost > PARK_TOTAL:
         drop_traced(w, D_PARK_FULL, slot)
         return
-    p = <Parked *>malloc(cost)
+    p = <Parked *>pool_new(cost)
     if p == NULL:
         drop(w, D_PARK_FULL)
         return
@@ -504,7 +494,7 @@ cdef void inside_parked(Worker *w) noexcept nogil:
                 to_node(w, p.slot, p.data + HEADROOM, p.size, p.data)
             else:
                 drop_traced(w, D_NO_SESSION, p.slot)
-            free(p)
+            pool_free(p)
         p = following
     w.parked_leaving = False
 

@@ -5,7 +5,6 @@ Called by the workers only, without the GIL. Every function named `_untrusted` r
 behind `open_untrusted` was sealed by a peer that proved membership, and is still checked for shape.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from weave_router.fastpath.aead cimport TAG_SIZE, Cipher
@@ -36,7 +35,6 @@ from weave_router.fastpath.counters cimport (
 from weave_router.fastpath.frame cimport (
     ETHERNET_HEADER,
     ETHERTYPE_ARP,
-    ETHERTYPE_IPV4,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
@@ -49,10 +47,10 @@ from weave_router.fastpath.frame cimport (
     flow_hash,
     ipv4_checksum,
     parse_untrusted,
+    same_flow,
     seed_checksum,
 )
 from weave_router.fastpath.includes.linux cimport (
-    AF_INET,
     AF_INET6,
     CMSG_DATA,
     CMSG_FIRSTHDR,
@@ -84,15 +82,11 @@ from weave_router.fastpath.includes.native cimport (
     load_be16,
     load_be32,
     load_be64,
-    load_csum,
     relaxed64,
     set64,
     spin_lock,
     spin_unlock,
     store_be16,
-    store_be32,
-    store_csum,
-    csum_fold,
 )
 from weave_router.fastpath.includes.openssl cimport (
     CRYPTO_memcmp,
@@ -100,6 +94,7 @@ from weave_router.fastpath.includes.openssl cimport (
     EVP_MAC_init,
     EVP_MAC_update,
 )
+from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.replay cimport Window, window_accept
 from weave_router.fastpath.report cimport (
     EV_CANDIDATE_,
@@ -134,7 +129,6 @@ from weave_router.fastpath.state cimport (
     Exceptions,
     Join,
     MacOwner,
-    Node,
     Partial,
     Path,
     Session,
@@ -347,7 +341,7 @@ cdef void join_or_write(Worker *w, Frame *f, bint open) noexcept nogil:
                 place = j
             continue
         parse_untrusted(&first, j.first, j.end)
-        if not same_flow_(&first, f):
+        if not same_flow(&first, f):
             continue
         if open and payload and continues(j, &first, f, payload):
             j.part[j.count] = f.data + f.payload
@@ -372,16 +366,6 @@ cdef void join_or_write(Worker *w, Frame *f, bint open) noexcept nogil:
         place = &w.joins[0]
         join_flush(w, place)
     join_start(place, f, payload)
-
-
-cdef inline bint same_flow_(const Frame *a, const Frame *b) noexcept nogil:
-    if a.protocol != b.protocol or a.family != b.family or a.l3 != b.l3 or a.l4 != b.l4:
-        return False
-    if memcmp(a.data + a.l4, b.data + b.l4, 4) != 0 or memcmp(a.data, b.data, a.l3) != 0:
-        return False
-    if a.family == 4:
-        return memcmp(a.data + a.l3 + 12, b.data + b.l3 + 12, 8) == 0
-    return memcmp(a.data + a.l3 + 8, b.data + b.l3 + 8, 32) == 0
 
 
 # ---- what a peer may send ----------------------------------------------------------------------------------------
@@ -540,7 +524,7 @@ cdef Partial *partial_for(Worker *w, uint32_t session, int lane, bint first) noe
         drop_traced(w, D_FRAGMENT_LOST, oldest.session)
     oldest.lane = -1
     if oldest.data == NULL:
-        oldest.data = <uint8_t *>malloc(FRAME_MAX)
+        oldest.data = <uint8_t *>pool_new(FRAME_MAX)
         if oldest.data == NULL:
             return NULL
     oldest.session = session
@@ -665,11 +649,11 @@ cdef Window *lane_window(Session *session, int lane) noexcept nogil:
     cdef Window *fresh
     if window != NULL:
         return window
-    fresh = <Window *>calloc(1, sizeof(Window))
+    fresh = <Window *>pool_new(sizeof(Window))
     if fresh == NULL:
         return NULL
     if not claim_ptr(<void **>&session.lanes[lane], fresh):
-        free(fresh)  # another worker heard the lane at the same time; two windows would let a replay pass
+        pool_free(fresh)  # another worker heard the lane at the same time; two windows would let a replay pass
     return <Window *>acquire_ptr(&session.lanes[lane])
 
 

@@ -5,8 +5,8 @@ Only engine.Engine calls this. What is needed to undo an entry (the covering pre
 """
 from libc.stdint cimport uint32_t, uint64_t
 
-from weave_router.fastpath.includes.native cimport acquire64, release64
-from weave_router.fastpath.state cimport TRIE_NODES_MAX, Shared
+from weave_router.fastpath.includes.native cimport release64
+from weave_router.fastpath.state cimport TRIE_NODES_MAX
 
 cdef uint64_t CHILD = 0xFFFFFFFF
 

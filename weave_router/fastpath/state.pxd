@@ -21,8 +21,7 @@ cdef enum:
     NODE_FLOOD_ = 2
     SESSION_PLAINTEXT_ = 1
     SESSION_MAY_SEND_ = 2
-    PATH_WORKER0_ONLY_ = 1
-    PATH_NO_GSO_ = 2
+    PATH_NO_GSO_ = 1
 
     GROUPS_PER_NODE = 32
     STATIONS = 4096  # open addressing, a power of two

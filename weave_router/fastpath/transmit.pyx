@@ -4,7 +4,7 @@
 Called by the workers only, without the GIL. Knows sessions and paths, nothing of what a frame holds; `inside` decided
 where it goes. Exception to the size habit: append_sealed and train_flush are the hot loop, straight on purpose.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from weave_router.fastpath.aead cimport TAG_SIZE, Cipher
@@ -65,15 +65,12 @@ from weave_router.fastpath.report cimport (
     trace,
 )
 from weave_router.fastpath.state cimport (
-    PATH_NO_GSO_,
-    PATH_WORKER0_ONLY_,
     SESSION_PLAINTEXT_,
     SESSION_SLOTS,
     TRAIN_BYTES,
     TRAIN_SEGMENTS,
     TRAINS,
     Command,
-    Node,
     Path,
     Session,
     Train,
@@ -188,7 +185,7 @@ cdef int send_once(Worker *w, Path *path, uint8_t *data, int size, int segment, 
     cdef uint8_t control[192]
     cdef size_t used = 0
     cdef uint16_t gso = <uint16_t>segment
-    cdef int attempt, e
+    cdef int _attempt, e
     memset(&m, 0, sizeof(m))
     memset(control, 0, sizeof(control))
     iov.iov_base = data
@@ -210,7 +207,7 @@ cdef int send_once(Worker *w, Path *path, uint8_t *data, int size, int segment, 
     if used:
         m.msg_control = control
         m.msg_controllen = used
-    for attempt in range(3):
+    for _attempt in range(3):
         if sendmsg(w.udp_fd, &m, MSG_DONTWAIT) >= 0:
             return 0
         e = errno

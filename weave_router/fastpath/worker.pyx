@@ -4,8 +4,7 @@
 engine.Engine makes it, starts it on a thread, and frees it. The loop decides nothing about frames: it asks outside and
 inside for a burst each, and sleeps in epoll when both had nothing.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport uint8_t, uint64_t
 
 from weave_router.fastpath.counters cimport C_WAKEUPS
 from weave_router.fastpath.includes.linux cimport (
@@ -32,7 +31,6 @@ from weave_router.fastpath.includes.linux cimport (
 from weave_router.fastpath.includes.native cimport (
     acquire32,
     acquire64,
-    cpu_relax,
     full_fence,
     release64,
 )
@@ -45,6 +43,7 @@ from weave_router.fastpath.includes.openssl cimport (
 )
 from weave_router.fastpath.inside cimport inside_burst, inside_parked
 from weave_router.fastpath.outside cimport outside_burst
+from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.report cimport boottime_ns, count
 from weave_router.fastpath.state cimport (
     COMMANDS,
@@ -68,12 +67,13 @@ from weave_router.fastpath.transmit cimport HEADROOM, transmit_command, transmit
 cdef enum:
     PARKED_LOOK_NS = 50000000
     TAP_RETRY_US = 20000
+    SPIN_NS = 20000  # after traffic: the next frame of a busy flow comes sooner than a sleeping CPU wakes
     NICE = -10  # a busy CPU delays the TAP's reader past what its queue of 128 frames holds; refused without CAP_SYS_NICE
 
 
 cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
     """Everything a worker will ever allocate but windows, partial and parked frames. NULL: no memory."""
-    cdef Worker *w = <Worker *>calloc(1, sizeof(Worker))
+    cdef Worker *w = <Worker *>pool_new(sizeof(Worker))
     cdef EVP_MAC *mac
     cdef int i
     if w == NULL:
@@ -86,14 +86,14 @@ cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
     w.seen = <uint64_t>GONE
     w.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
     w.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-    w.events = <Event *>calloc(EVENTS, sizeof(Event))
-    w.commands = <Command *>calloc(COMMANDS, sizeof(Command))
-    w.trains = <Train *>calloc(TRAINS, sizeof(Train))
-    w.tap_buffer = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
-    w.scratch = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
-    w.flood_buffer = <uint8_t *>malloc(FRAME_MAX + 2 * HEADROOM)
-    w.parked_of = <ParkedCount *>calloc(NODES, sizeof(ParkedCount))
-    w.rx_buffer = <uint8_t *>malloc(RX_MESSAGES * RX_BYTES)
+    w.events = <Event *>pool_new(EVENTS * sizeof(Event))
+    w.commands = <Command *>pool_new(COMMANDS * sizeof(Command))
+    w.trains = <Train *>pool_new(TRAINS * sizeof(Train))
+    w.tap_buffer = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
+    w.scratch = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
+    w.flood_buffer = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
+    w.parked_of = <ParkedCount *>pool_new(NODES * sizeof(ParkedCount))
+    w.rx_buffer = <uint8_t *>pool_new(RX_MESSAGES * RX_BYTES)
     mac = EVP_MAC_fetch(NULL, "BLAKE2SMAC", NULL)
     if mac != NULL:
         w.mac[0] = EVP_MAC_CTX_new(mac)
@@ -117,26 +117,26 @@ cdef void worker_free(Worker *w) noexcept nogil:
     while w.parked_first != NULL:
         p = w.parked_first
         w.parked_first = p.next
-        free(p)
+        pool_free(p)
     for i in range(PARTIALS):
-        free(w.partials[i].data)
+        pool_free(w.partials[i].data)
     while w.command_tail < w.command_head:
-        free(w.commands[w.command_tail & (COMMANDS - 1)].path)
+        pool_free(w.commands[w.command_tail & (COMMANDS - 1)].path)
         w.command_tail += 1
     if w.wake_fd >= 0:
         close(w.wake_fd)
     if w.epoll_fd >= 0:
         close(w.epoll_fd)
     EVP_MAC_CTX_free(w.mac[0])
-    free(w.events)
-    free(w.commands)
-    free(w.trains)
-    free(w.tap_buffer)
-    free(w.scratch)
-    free(w.flood_buffer)
-    free(w.parked_of)
-    free(w.rx_buffer)
-    free(w)
+    pool_free(w.events)
+    pool_free(w.commands)
+    pool_free(w.trains)
+    pool_free(w.tap_buffer)
+    pool_free(w.scratch)
+    pool_free(w.flood_buffer)
+    pool_free(w.parked_of)
+    pool_free(w.rx_buffer)
+    pool_free(w)
 
 
 cdef void watch(Worker *w, int fd) noexcept nogil:
@@ -152,7 +152,7 @@ cdef void run_commands(Worker *w) noexcept nogil:
     while w.command_tail < acquire64(&w.command_head):
         command = &w.commands[w.command_tail & (COMMANDS - 1)]
         transmit_command(w, command)
-        free(command.path)
+        pool_free(command.path)
         command.path = NULL
         release64(&w.command_tail, w.command_tail + 1)
 
@@ -198,9 +198,8 @@ cdef void worker_run(Worker *w) noexcept nogil:
         transmit_flush(w)
         if taken < 0:
             usleep(TAP_RETRY_US)  # the TAP is down or gone: epoll would not let us sleep
-        elif received == 0 and taken == 0:
-            if w.now < w.busy_until:
-                cpu_relax()
-            else:
-                sleep_until_work(w)
+        elif received or taken:
+            w.busy_until = boottime_ns() + SPIN_NS
+        elif w.now >= w.busy_until:
+            sleep_until_work(w)
     release64(&w.seen, <uint64_t>GONE)

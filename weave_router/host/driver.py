@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeVar
 
-from weave_router.host import bridge_driver, netfilter, pod_driver, tap_driver
+from weave_router.host import bridge_driver, look_driver, netfilter, pod_driver, tap_driver
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.faults import HostError
+from weave_router.host.look_driver import Seen
 from weave_router.host.netfilter import PortGuard
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
@@ -84,6 +85,22 @@ class Host:
         if self._reap is None:
             self._reap = asyncio.create_task(self._reap_later())
         return stood
+
+    async def look(self, plan: PodPlan, netlink: int) -> Seen:
+        """What of the plan stands, at both ends; the descriptor stays the caller's."""
+
+        def work(ipr: Netlink, nft: Nft) -> Seen:
+            inside = open_netlink(os.dup(netlink))
+            try:
+                return look_driver.look(ipr, inside, plan)
+            finally:
+                inside.close()
+
+        return await self.call(work)
+
+    async def ports(self) -> set[str]:
+        """Pod ports that stand: the kernel takes a port away with its pod's namespace."""
+        return await self.call(lambda ipr, nft: {link.name for link in pod_driver.ports(ipr)})
 
     async def reattach(self, plans: Sequence[PodPlan]) -> list[PodPlan]:
         return await self.call(lambda ipr, nft: pod_driver.reattach(ipr, plans))

@@ -105,6 +105,9 @@ class Fault(Enum):
         "give the pod MTU by --mtu, or bring the network up first"
     )
 
+    INSTALL_INCOMPLETE = "{path} is missing: this package was not built whole; install it again (`make install`)"
+    INSTALL_WRITE = "cannot write {path}: {errno}; is the folder the runtime's (--bin-dir, --conf-dir), and writable?"
+
     RESET_ATTACHED = (
         "{count} attached, first {first}; detach them first, or force it (`weave-router reset --force`): "
         "they lose their network at once"

@@ -142,13 +142,16 @@ def _read(client: socket.socket, length: int) -> bytes:
 
 @dataclass
 class Request:
-    """One request. The descriptors are closed by the server when the handler is done."""
+    """One request. The descriptors are closed by the server when the handler is done; -1 where none came (a CNI DEL
+    needs no namespace)."""
 
     body: dict[str, Any]
     netlink: int
     netns: int
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the client went away: whatever the handler still does will be undone."""
+    undo: Callable[[], Awaitable[None]] | None = None
+    """Left by a handler that can say what takes back its work, should the client not take the answer."""
 
 
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
@@ -218,9 +221,9 @@ class HandoverServer:
                 body = await _receive_untrusted(client, fds)
             if not _is_trusted(client):
                 raise BadPacket("handover: neither root nor our own user")
-            if len(fds) != HANDOVER_DESCRIPTORS:
-                raise BadPacket("handover: not two descriptors")
-            await self._answer(client, Request(body, fds[0], fds[1]))
+            if len(fds) not in (0, HANDOVER_DESCRIPTORS):
+                raise BadPacket("handover: neither two descriptors nor none")
+            await self._answer(client, Request(body, *(fds or (-1, -1))))
         except (BadPacket, TimeoutError, OSError):
             self.refused += 1
         finally:

@@ -17,7 +17,7 @@ from weave_router.host.netlink_driver import Link, Netlink, explain, links, open
 from weave_router.host.nft_driver import Nft
 from weave_router.host.reset import Found, Kind, Step, steps
 
-_RUN_FILES = ("api.sock", "attach.sock", "tap-*.lock")
+_RUN_FILES = ("api.sock", "attach.sock", "alive", "alive.new", "tap-*.lock")
 
 
 def reset(bridge: str, run_dir: Path, attachments: Sequence[str] = (), *, force: bool = False) -> list[Step]:

@@ -8,7 +8,7 @@ A call and the link that it becomes share one number. Of two links with one node
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from random import Random
 from typing import Any, Final
@@ -56,11 +56,16 @@ TICK_SECONDS: Final = 0.25
 HEARTBEAT_TICKS: Final = 2
 DISCOVERY_TICKS: Final = 20
 SYNC_SECONDS: Final = 30.0
+DUPLICATES_MAX: Final = 4  # calls that cross make one; a node that calls on and on is not waited for
 
 
 @dataclass(slots=True)
 class Place:
-    """A link in the core: the stream's near end, how long its opening may take, when to exchange tables."""
+    """A link in the core: the stream's near end, how long its opening may take, when to exchange tables.
+
+    ``duplicates``: other links with the same node, to be closed once the far end knows of this one; closed before, they
+    would leave it without any for a moment, and it would tell everybody so.
+    """
 
     link: Link
     local: Endpoint
@@ -68,6 +73,7 @@ class Place:
     sync_at: float = 0.0
     observed: Endpoint | None = None
     writable: bool = True
+    duplicates: list[int] = field(default_factory=list)
 
 
 class Mesh:
@@ -242,6 +248,7 @@ class Mesh:
             return
         for event in place.link.receive_data(data, now):
             self._receive_event(number, place, event, now)
+        self._close_duplicates(place, now)
         self._settle(now)
 
     def connection_lost(self, number: int, reason: str, now: float) -> None:
@@ -296,11 +303,17 @@ class Mesh:
         if refusal:
             self._show_newer(place, peer, now)
             self.calls.linked(number, peer.node_id, now, settled=other is not None)
-            self._drop(number, refusal, now)
+            if other is None:
+                self._drop(number, refusal, now)
+            else:
+                self._places[other].duplicates.append(number)
+                self._close_duplicates(self._places[other], now)
             return
         self._up[peer.node_id] = number
         if other is not None:
-            self._drop(other, "duplicate", now)
+            older = self._places[other]
+            place.duplicates, older.duplicates = [*older.duplicates, other], []
+            self._close_duplicates(place, now)
         self.calls.linked(number, peer.node_id, now)
         self.targets.reached(peer.node_id, peer.record.endpoints)
         place.observed = up.observed
@@ -327,6 +340,12 @@ class Mesh:
         if new.initiator != old.initiator:
             return new.initiator == (self.node_id < new.peer.node_id)
         return new.opening.serial > old.opening.serial
+
+    def _close_duplicates(self, place: Place, now: float) -> None:
+        if place.duplicates and (place.link.confirmed or len(place.duplicates) > DUPLICATES_MAX):
+            numbers, place.duplicates = place.duplicates, []
+            for number in numbers:
+                self._drop(number, "duplicate", now)
 
     def _show_newer(self, place: Place, peer: SignedRecord, now: float) -> None:
         """Whoever comes second under one identity learns of the other one, though its link does not stay."""
@@ -390,6 +409,8 @@ class Mesh:
         if place is None:
             self._call_failed(number, reason, now)
             return
+        for duplicate in place.duplicates:
+            self._drop(duplicate, "duplicate", now)
         peer = place.link.peer
         if peer is not None and self._up.get(peer.node_id) == number:
             self._link_down(peer.node_id, reason, now)

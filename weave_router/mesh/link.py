@@ -73,6 +73,7 @@ class Link:
         self.since = now
         self.heard_at = now
         self.bytes_in = self.bytes_out = 0
+        self.frames_in = 0
         self.own = own
         self._verify = verify
         self._buffer = bytearray()
@@ -93,6 +94,12 @@ class Link:
     @property
     def initiator(self) -> bool:
         return self.opening.initiator
+
+    @property
+    def confirmed(self) -> bool:
+        """The other end knows that this link is up: it called us and went on after its hello, or it answered our
+        call."""
+        return self.state is State.UP and (self.initiator or self.frames_in > 1)
 
     @property
     def rtt(self) -> float | None:
@@ -141,6 +148,7 @@ class Link:
         assert self._receive is not None
         frame = frames.decode_frame_untrusted(self._receive.decrypt_untrusted(b"", message))
         self.heard_at = max(self.heard_at, now)
+        self.frames_in += 1
         if self.state is State.HELLO:
             return self._receive_first(frame)
         return self._receive_frame(frame, now)

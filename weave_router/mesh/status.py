@@ -1,4 +1,7 @@
-"""What the mesh shows to people: values for the API, sentences for codes. Reads the core's parts, changes nothing."""
+"""What the mesh shows to people: values for the API, sentences for codes.
+
+Reads the core's parts and changes nothing; must not know how it is shown. Called by core.py and driver.py of this room.
+"""
 
 import errno
 import os

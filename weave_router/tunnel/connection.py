@@ -40,6 +40,9 @@ CONTROL_OVERHEAD: Final = 40
 
 EMSGSIZE: Final = 90
 
+LOCAL_GONE: Final = frozenset({22, 99, 101})
+"""EINVAL, EADDRNOTAVAIL, ENETUNREACH: what a send from an address that this host has lost ends with, by kernel."""
+
 
 class Connection:
     """``seen``: greatest (incarnation, counter) ever accepted from this peer's key."""
@@ -333,6 +336,8 @@ class Connection:
     def _peer_restarted(self, incarnation: int, now: float) -> None:
         """Its keys were in memory and are gone: frames wait for the next session instead of being lost."""
         self.incarnation = incarnation
+        if self.reason is Reason.PEER_LEFT:
+            self._because(None)  # it is back
         for session in self.sessions.values():
             session.stale |= session.remote_incarnation < incarnation
         if self.path is not None:
@@ -366,7 +371,7 @@ class Connection:
         path = self.path
         if path is not None:
             self._shared.emit(effects.PathSet(self.info.slot, path.remote, path.local, path.epoch, path.mtu.size,
-                                              path.natted, path.no_gso))
+                                              path.no_gso))
 
     def candidate(self, index: int, remote: Endpoint, local: str, now: float) -> None:
         """Authenticated data came from another address: challenge it."""
@@ -395,12 +400,24 @@ class Connection:
             self._because(Reason.EPOCHS_USED_UP)
 
     def path_error(self, errno: int, now: float) -> None:
-        if errno != EMSGSIZE:
-            self.evidence(Reason.UNREACHABLE)
-        elif self.path is not None:
+        if errno == EMSGSIZE and self.path is not None:
             self.path.mtu.local_limit(now)
             self._emit_path()
             self._refresh_weakness()
+        elif errno != EMSGSIZE and not self._unpinned(errno):
+            self.evidence(Reason.UNREACHABLE)
+
+    def handshake_error(self, remote: Endpoint, errno: int) -> None:
+        if self.path is None or self.path.remote != remote or not self._unpinned(errno):
+            self.evidence(Reason.UNREACHABLE)
+
+    def _unpinned(self, errno: int) -> bool:
+        """Our own address was taken from us: go on from whichever the kernel chooses, the peer follows by challenge."""
+        if errno not in LOCAL_GONE or self.path is None or not self.path.local:
+            return False
+        self.path.local, self.path.no_gso = "", False
+        self._emit_path()
+        return True
 
     def gso_refused(self) -> None:
         if self.path is not None and not self.path.no_gso:

@@ -230,10 +230,11 @@ class Tunnel:
         connection.path_error(errno, now)
         return self._done(connection)
 
-    def send_error(self, remote: Endpoint, errno: int) -> None:
+    def send_error(self, remote: Endpoint, errno: int) -> list[Effect]:
         """A handshake datagram could not be sent."""
         for slot in self._endpoints.get(remote, ()):
-            self._slots[slot].evidence(Reason.UNREACHABLE)
+            self._slots[slot].handshake_error(remote, errno)
+        return self._drain()
 
     def gso_refused(self, slot: int) -> list[Effect]:
         if slot in self._slots:

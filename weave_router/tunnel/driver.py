@@ -239,7 +239,7 @@ class TunnelDriver:
             case effects.SendDatagram():
                 errno = engine.datagram_send(effect.datagram, effect.remote, effect.local)
                 if errno:
-                    self._tunnel.send_error(effect.remote, errno)
+                    self._apply(self._tunnel.send_error(effect.remote, errno))
             case effects.ControlSend():
                 engine.control_send(effect.session, effect.payload, remote=effect.remote, local=effect.local,
                                     size=effect.size)
@@ -256,7 +256,7 @@ class TunnelDriver:
             case effects.SessionDel():
                 engine.session_del(effect.session)
             case effects.PathSet():
-                flags = fastpath.PATH_WORKER0_ONLY * effect.worker0_only | fastpath.PATH_NO_GSO * effect.no_gso
+                flags = fastpath.PATH_NO_GSO * effect.no_gso
                 engine.path_set(effect.slot, remote=effect.remote, local=effect.local, epoch=effect.epoch,
                                 payload_max=effect.payload_max, flags=flags)
             case effects.PathDel():

@@ -75,7 +75,6 @@ class PathSet:
     local: str
     epoch: int
     payload_max: int
-    worker0_only: bool
     no_gso: bool
 
 

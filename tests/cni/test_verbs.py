@@ -1,0 +1,121 @@
+"""Requests and results as values: what the router takes from a shim, and what it answers in each version."""
+
+import json
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
+from typing import Any
+
+import pytest
+from cni.shim import VERSIONS
+
+from weave_router import limits
+from weave_router.cni import verbs
+from weave_router.cni.verbs import CniError, Code, Request, Wired
+from weave_router.errors import BadPacket, UsageError, UserError
+
+UNIVERSE = IPv4Network("10.32.0.0/12")
+WIRED = Wired("weave", "0a:58:0a:20:00:01", "vethwr1", "02:00:00:00:00:01", "0a:58:0a:20:00:05", 1368,
+              IPv4Interface("10.32.0.5/12"), IPv6Interface("fd00::a20:5/96"), IPv4Address("10.32.0.1"), True,
+              "fd00::a20:1")  # fmt: skip
+
+
+def body(config: Any, command: str = "ADD", **fields: Any) -> dict[str, Any]:
+    text = config if isinstance(config, str) else json.dumps(config)
+    return {"cni": {"command": command, "config": text, "container": "c1", "ifname": "eth0", **fields}}
+
+
+def parsed(config: dict[str, Any], command: str = "ADD", **fields: Any) -> Request:
+    request = verbs.request_untrusted(body({"cniVersion": "1.1.0", "name": "weave", **config}, command, **fields))
+    assert isinstance(request, Request), request
+    return request
+
+
+def refused(config: Any, command: str = "ADD", **fields: Any) -> tuple[Code, str]:
+    error = verbs.request_untrusted(body(config, command, **fields))
+    assert isinstance(error, CniError), error
+    return error.code, str(error)
+
+
+@pytest.mark.parametrize("request_", [
+    {}, {"cni": None}, {"cni": []}, {"cni": {"command": "ADD"}}, {"cni": {"command": "VERSION", "config": ""}},
+    body({}, netns_inode=-1), body({}, netns_inode="1"), body({}, boot_id="b" * 41), body({}, more=1),
+])  # fmt: skip
+def test_what_no_shim_sends(request_: dict[str, Any]) -> None:
+    with pytest.raises(BadPacket):
+        verbs.request_untrusted(request_)
+
+
+def test_a_gc_lists_so_many_and_no_more() -> None:
+    def listed(count: int) -> dict[str, Any]:
+        return {"cni.dev/valid-attachments": [{"containerID": f"c{n}", "ifname": "eth0"} for n in range(count)]}
+
+    assert len(parsed(listed(limits.CNI_GC_MAX), "GC").valid) == limits.CNI_GC_MAX
+    code, _ = refused({"cniVersion": "1.1.0", "name": "w", **listed(limits.CNI_GC_MAX + 1)}, "GC")
+    assert code == Code.UNDECODABLE
+    for nothing in ({}, {"cni.dev/valid-attachments": None}):
+        assert parsed(nothing, "GC").valid == frozenset()
+
+
+def test_nulls_of_a_go_runtime_mean_nothing() -> None:
+    nothing = dict.fromkeys(("dns", "args", "runtimeConfig", "prevResult", "ipam", "routes", "mtu"))
+    assert parsed(nothing) == parsed({}) == parsed({"ipam": {}, "routes": [], "capabilities": {"ips": True}})
+
+
+def test_text_of_the_configuration_is_bytes_as_latin_1() -> None:
+    name = "/run/netns/ä"
+    assert parsed({}, netns=name.encode().decode("latin-1")).netns == name
+    assert refused("\u4e00")[0] == Code.UNDECODABLE
+    assert refused('{"cniVersion":"1.1.0","name":"\xff"}')[0] == Code.UNDECODABLE
+
+
+def test_container_ids_up_to_the_bound() -> None:
+    longest = "x" * limits.CNI_CONTAINER_ID_MAX
+    assert parsed({}, container=longest).container == longest
+    assert refused({"cniVersion": "1.1.0", "name": "w"}, container=longest + "x")[0] == Code.BAD_ENVIRONMENT
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [
+    (("10.32.0.5",), "10.32.0.5/12"), (("10.32.0.5/32",), "10.32.0.5/12"),
+    (("10.32.0.5", "10.32.0.5/12"), "10.32.0.5/12"), ((), Code.NO_ADDRESS),
+    (("10.32.0.5", "10.32.0.6"), Code.ADDRESS_REFUSED),
+    (("192.0.2.1",), Code.ADDRESS_REFUSED), (("x",), Code.BAD_CONFIG), (("10.32.0.5/33",), Code.BAD_CONFIG),
+])  # fmt: skip
+def test_wanted_address(wanted: tuple[str, ...], expected: str | Code) -> None:
+    request = Request("ADD", "1.0.0", "weave", wanted=wanted)
+
+    def number_of(address: Any) -> int | None:
+        return int(address) if address in UNIVERSE else None
+
+    if isinstance(expected, str):
+        assert str(verbs.wanted_address(request, UNIVERSE, number_of)) == expected
+    else:
+        with pytest.raises(CniError) as caught:
+            verbs.wanted_address(request, UNIVERSE, number_of)
+        assert caught.value.code == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_result(version: str) -> None:
+    request = Request("ADD", version, "weave", "c1", "eth0", "/run/netns/x", dns={"nameservers": ["10.0.0.10"]})
+    mtu = {"mtu": 1368} if version == "1.1.0" else {}
+    four, six = ({"version": "4"}, {"version": "6"}) if version < "1.0.0" else ({}, {})
+    assert verbs.result(request, WIRED) == {
+        "cniVersion": version,
+        "interfaces": [
+            {"name": "weave", "mac": "0a:58:0a:20:00:01", **mtu},
+            {"name": "vethwr1", "mac": "02:00:00:00:00:01", **mtu},
+            {"name": "eth0", "mac": "0a:58:0a:20:00:05", "sandbox": "/run/netns/x", **mtu},
+        ],
+        "ips": [
+            {**four, "address": "10.32.0.5/12", "gateway": "10.32.0.1", "interface": 2},
+            {**six, "address": "fd00::a20:5/96", "gateway": "fd00::a20:1", "interface": 2},
+        ],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.32.0.1"}, {"dst": "::/0", "gw": "fd00::a20:1"}],
+        "dns": {"nameservers": ["10.0.0.10"]},
+    }
+
+
+def test_codes_of_sentences_from_other_rooms() -> None:
+    assert verbs.code_of(UsageError("x")) == Code.BAD_ENVIRONMENT
+    assert verbs.code_of(UserError("x")) == Code.WIRING_FAILED
+    assert verbs.code_of(CniError(Code.TRY_LATER, "x")) == Code.TRY_LATER
+    assert verbs.error_reply(CniError(Code.TRY_LATER, "x"), "0.4.0") == {"cniVersion": "0.4.0", "code": 11, "msg": "x"}

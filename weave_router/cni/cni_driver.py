@@ -1,0 +1,109 @@
+"""The files that shim and router share: the DEL journal in the state dir, the `alive` file in the run dir.
+
+Decides nothing but what is a file of ours. ``serve`` keeps both up to date as long as the router lives. Built by
+router.py; service.py reads the journal through it.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from weave_router.errors import UserError
+from weave_router.limits import (
+    CNI_ALIVE_SECONDS,
+    CNI_JOURNAL_ENTRIES_MAX,
+    CNI_JOURNAL_TEMPORARY_SECONDS,
+    HANDOVER_REQUEST_BYTES,
+)
+
+_log = logging.getLogger(__name__)
+JOURNAL: Final = "cni-journal"
+ALIVE: Final = "alive"
+
+
+class Files:
+    """``boot_id``: this boot's, as the shim reads it too."""
+
+    def __init__(self, state_dir: Path, run_dir: Path, boot_id: str) -> None:
+        self._journal = state_dir / JOURNAL
+        self._alive = run_dir / ALIVE
+        self._boot_id = boot_id
+
+    def prepare(self) -> None:
+        make_journal(self._journal)
+
+    # -- journal ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> Iterator[tuple[str, bytes]]:
+        """Oldest first. Files that a shim did not finish are removed when nobody can be writing them any more."""
+        try:
+            names = sorted(os.listdir(self._journal))
+        except FileNotFoundError:
+            return
+        for name in names[:CNI_JOURNAL_ENTRIES_MAX]:
+            if name.endswith(".json"):
+                data = self._read(name)
+                if data is not None:
+                    yield name, data
+            elif name.endswith(".tmp"):
+                self._remove_old(name)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with open(self._journal / name, "rb") as file:
+                return file.read(HANDOVER_REQUEST_BYTES + 1)
+        except FileNotFoundError:  # its shim got through and took it back
+            return None
+
+    def _remove_old(self, name: str) -> None:
+        path = self._journal / name
+        try:
+            if time.time() - path.stat().st_mtime > CNI_JOURNAL_TEMPORARY_SECONDS:
+                path.unlink()
+        except FileNotFoundError:
+            pass
+
+    def remove(self, name: str) -> None:
+        (self._journal / name).unlink(missing_ok=True)
+
+    # -- alive -----------------------------------------------------------------------------------------------------
+
+    def alive(self) -> None:
+        """Boot id and CLOCK_BOOTTIME, whole or not at all: a shim may be reading it."""
+        temporary = self._alive.with_suffix(".new")
+        temporary.write_text(f"{self._boot_id} {int(time.clock_gettime(time.CLOCK_BOOTTIME))}\n")
+        temporary.chmod(0o644)
+        temporary.rename(self._alive)
+
+    async def serve(self, drain: Callable[[], Awaitable[None]]) -> None:
+        """Until cancelled. A full disk fails STATUS after a minute, not the router."""
+        while True:
+            try:
+                self.alive()
+                await drain()
+            except (OSError, UserError) as error:
+                _log.warning("alive file or journal", extra={"error": str(error)})
+            await asyncio.sleep(CNI_ALIVE_SECONDS)
+
+
+def make_journal(path: Path) -> None:
+    """The shim relies on it: it is there and on disk."""
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(mode=0o700)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot make the journal {path}: {error.strerror}; is the state dir writable?") from None
+
+
+def inode_of(descriptor: int) -> int:
+    return os.fstat(descriptor).st_ino
