@@ -111,6 +111,7 @@ class MemoryRouter:
         self.frames: tuple[CapturedFrame, ...] = FRAMES
         self.trace_rows: list[tuple[int, ...]] = [(1, 0, 2, 3, 4)]
         self.complaints: tuple[str, ...] = ()
+        self.wrong: tuple[str, ...] = ("10.32.0.7 is on a port",)
         self.broken = False
         self.hangs = False
 
@@ -177,6 +178,23 @@ class MemoryRouter:
         gone = tuple(pod for pod in self.pods if request.netns in ("", pod.netns))
         self.pods = tuple(pod for pod in self.pods if pod not in gone)
         return schema.DetachReply(detached=gone)
+
+    def addresses(self) -> tuple[schema.Address, ...]:
+        return (schema.Address(address="10.32.0.5", state="used", ipv6="fd00::a20:5", holder="container blue (eth0)",
+                               container_id="blue", ifname="eth0"),)  # fmt: skip
+
+    async def claim(self, request: schema.ClaimRequest) -> schema.AddressesReply:
+        return schema.AddressesReply(addresses=(request.address,))
+
+    async def expose(self, request: schema.ExposeRequest) -> schema.AddressesReply:
+        return schema.AddressesReply(addresses=(request.address or "10.32.0.9",))
+
+    async def ipam_check(self, request: schema.CheckRequest) -> schema.CheckReply:
+        found, self.wrong = self.wrong, () if request.repair else self.wrong
+        return schema.CheckReply(findings=found, repaired=("entered",) if request.repair else ())
+
+    async def ungate(self, request: schema.UngateRequest) -> schema.Ipam:
+        return schema.Ipam(status="ready", gate="own")
 
     async def capture(self, request: schema.CaptureRequest) -> MemoryCapture:
         if self.capturing is not None:

@@ -114,7 +114,7 @@ def test_connect_forget_detach(served, client) -> None:
 MANY = json.dumps({"targets": ["a"] * (limits.TARGETS_MAX + 1)}).encode()
 PATHS = ", ".join([
     "/status", *(f"/status/{subject}" for subject in text.SUBJECTS), "/tokens", "/metrics", "/report", "/capture",
-    "/connect", "/forget", "/detach",
+    "/connect", "/forget", "/detach", "/status/addresses", "/claim", "/expose", "/ipam/check", "/ipam/ungate",
 ])  # fmt: skip
 REFUSALS = [
     ("GET", "/nothing", b"", 404, f"there is nothing at '/nothing'; there are {PATHS}"),

@@ -99,6 +99,30 @@ def test_detach_by_name_path_and_address(served) -> None:
     assert gone["detached"][0]["address"] == "10.32.0.5/12"
 
 
+# --- addresses --------------------------------------------------------------------------------------------------
+
+
+def test_claim_expose_hide(served) -> None:
+    assert done("claim", "10.32.0.50", "--container-id", "x", run_dir=served.run_dir) == "claimed 10.32.0.50\n"
+    assert done("claim", "10.32.0.50", "--release", run_dir=served.run_dir) == "released 10.32.0.50\n"
+    assert done("expose", run_dir=served.run_dir) == "exposed 10.32.0.9\n"
+    assert json.loads(done("hide", "10.32.0.9", "--json", run_dir=served.run_dir)) == {"addresses": ["10.32.0.9"]}
+    assert done("status", "addresses", run_dir=served.run_dir).splitlines() == [
+        "ADDRESS    STATE  HOLDER                 IPV6",
+        "10.32.0.5  used   container blue (eth0)  fd00::a20:5",
+    ]
+    assert json.loads(done("status", "addresses", "--json", run_dir=served.run_dir))[0]["container_id"] == "blue"
+
+
+def test_check_says_what_is_wrong_and_ends_with_1_until_it_is_mended(served) -> None:
+    checked = CliRunner().invoke(cli, ["ipam", "check", "--run-dir", str(served.run_dir)])
+    assert (checked.exit_code, checked.stdout) == (1, "10.32.0.7 is on a port\n")
+    assert "1 findings: mend them by `weave-router ipam check --repair`" in checked.stderr
+    assert done("ipam", "check", "--repair", run_dir=served.run_dir) == "10.32.0.7 is on a port\nrepair: entered\n"
+    assert done("ipam", "check", run_dir=served.run_dir) == "all agree\n"
+    assert done("ipam", "ungate", run_dir=served.run_dir) == "gate: own\n"
+
+
 # --- token ------------------------------------------------------------------------------------------------------
 
 
@@ -230,15 +254,19 @@ def test_doctor_tries_each_target(served) -> None:
 
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_command_has_help_with_an_example(command) -> None:
-    page = done(command, "--help") if command != "token" else done("token", "new", "--help")
+    page = done(*words_of(command), "--help")
     assert f"    weave-router {command}" in page
 
 
 def test_every_printing_command_takes_json() -> None:
     silent = {"launch", "capture"}
     for command in set(COMMANDS) - silent:
-        words = ("token", "new") if command == "token" else (command,)
-        assert "--json" in done(*words, "--help"), command
+        assert "--json" in done(*words_of(command), "--help"), command
+
+
+def words_of(command: str) -> tuple[str, ...]:
+    """Of a group its first command."""
+    return {"token": ("token", "new"), "ipam": ("ipam", "check")}.get(command, (command,))
 
 
 def test_the_variable_of_every_flag_is_known_to_launch() -> None:
@@ -312,14 +340,20 @@ SENTENCES = [
     (["launch", "--config", "/nowhere"], 2, "--config: cannot read /nowhere: No such file or directory"),
     (["status"], 3, NOBODY),
     (["status", "conns"], 2, "Invalid value for '[SUBJECT]': 'conns' is not one of 'connections', 'peers', 'targets', "
-     "'ipam', 'attachments', 'workers', 'drops', 'counters', 'tokens', 'warnings'; see `weave-router status --help`"),
+     "'ipam', 'attachments', 'workers', 'drops', 'counters', 'tokens', 'warnings', 'addresses'; "
+     "see `weave-router status --help`"),
     (["status", "drops", "more"], 2, "Got unexpected extra argument (more); see `weave-router status --help`"),
     (["connect"], 2, "connect: name at least one TARGET, such as 192.0.2.13"),
     (["connect", "a:0"], 2, "TARGET: the port of 'a:0' should be a number from 1 to 65535"),
     (["connect", "192.0.2.1"], 3, NOBODY),
     (["forget"], 2, "forget: name at least one TARGET; `weave-router status targets` lists them"),
     (["forget", "192.0.2.1"], 3, NOBODY),
-    (["attach", "blue"], 2, "Missing argument 'ADDRESS/LEN'; see `weave-router attach --help`"),
+    (["attach"], 2, "Missing argument 'NETNS'; see `weave-router attach --help`"),
+    (["claim", "ten"], 2, "ADDRESS: 'ten' should be an IPv4 address such as 10.32.0.5"),
+    (["claim", "10.32.0.5", "--container-id", "x" * 256], 2,
+     f"--container-id: '{'x' * 20}'... is longer than 255 characters"),
+    (["expose", "::1"], 2, "ADDRESS: '::1' should be an IPv4 address such as 10.32.0.5"),
+    (["ipam", "check"], 3, NOBODY),
     (["attach", "blue", "10.32.0.5"], 2,
      "ADDRESS/LEN: 10.32.0.5 lacks the range's prefix length; did you mean 10.32.0.5/12?"),
     (["attach", "blue", "here"], 2, "ADDRESS/LEN: 'here' should be an IPv4 address and a length: 10.32.0.5/12"),

@@ -1,4 +1,4 @@
-"""The writing thread: what waits together shares a commit, who fails fails alone, nobody is answered before the disk."""
+"""The writing thread: what waits together shares a commit, who fails fails alone, the answer follows the disk."""
 
 import threading
 from collections.abc import Iterator

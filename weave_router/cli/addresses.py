@@ -94,7 +94,13 @@ def ipam() -> None:
 @run_dir_flag
 @json_flag
 def check(repair: bool, run_dir: str, as_json: bool) -> None:
-    """Compare the kernel's ports, the attachments, the leases and the disk. Exit status 1 if something stays wrong."""
+    """Compare the kernel's ports, the attachments, the leases and the disk. Exit status 1 if something stays wrong.
+
+    \b
+    Examples:
+      weave-router ipam check
+      weave-router ipam check --repair
+    """
     reply = client(run_dir).post("/ipam/check", schema.CheckRequest(repair=repair), schema.CheckReply)
     lines = [*reply.findings, *(f"repair: {done}" for done in reply.repaired)]
     print_either(reply, as_json, "\n".join(lines) or "all agree")
@@ -106,6 +112,11 @@ def check(repair: bool, run_dir: str, as_json: bool) -> None:
 @run_dir_flag
 @json_flag
 def ungate(run_dir: str, as_json: bool) -> None:
-    """Open this node's gate by the promise that it was not retired meanwhile and that its store is the newest."""
+    """Open this node's gate by the promise that it was not retired meanwhile and that its store is the newest.
+
+    \b
+    Example:
+      weave-router ipam ungate
+    """
     reply = client(run_dir).post("/ipam/ungate", schema.UngateRequest(), schema.Ipam)
     print_either(reply, as_json, f"gate: {reply.gate}")

@@ -56,7 +56,7 @@ DIGEST_SECONDS: Final = 5.0
 GIFT_SETTLE_SECONDS: Final = 1.0
 """From the last neighbour's acknowledgement of a received block to its first use: time to reach nodes further on."""
 FIRST_BLOCK_SECONDS: Final = 2.0
-"""A node without any usable block does not wait longer than this for neighbours."""
+"""A node's first blocks do not wait longer than this for neighbours."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class Service:
         self._steps: list[Step] = []
         self._words: list[tuple[NodeId, bytes]] = []
         self._heard: dict[Block, Run] = {}
-        self._retry_at = self._digest_at = 0.0
+        self._told_people = False
+        self._retry_at = self._digest_at = self._ask_at = 0.0
 
     # -- start -------------------------------------------------------------------------------------------------------
 
@@ -397,10 +398,10 @@ class Service:
                     self._settle_gifts(now)
             case _:
                 told, runs = self.speech.heard_untrusted(body)
-                self._heard = runs
+                self._heard, self._told_people = runs, isinstance(body, wire.Tell | wire.SyncAnswer)
                 message = Message(node, envelope.incarnation, universe, envelope.to or None, told)
                 self._step(Receive(message), now, source=node)
-                self._heard = {}
+                self._heard, self._told_people = {}, False
         self._flush(self.state, now)
 
     def _meet(self, node: NodeId, envelope: wire.Envelope, body: wire.Body, now: float) -> None:
@@ -446,7 +447,9 @@ class Service:
 
     def _prefetch(self, now: float) -> None:
         donor = self._donor()
-        if donor is not None and self.allocator.wants_blocks() and not self._gifts and issuing(self.state):
+        due = self._ask_at <= now and not self._gifts
+        if donor is not None and due and self.allocator.wants_blocks() and issuing(self.state):
+            self._ask_at = now + RETRY_SECONDS  # each question that arrives is answered with a gift
             self._step(Want(donor), now)
 
     def _donor(self) -> NodeId | None:
@@ -500,7 +503,7 @@ class Service:
             if self.allocator.state_of(block) == "idle":
                 self.allocator.remove_block(block)
         if gained and source is not None:
-            self._gift(gained, now)
+            self._gift(gained, not owned(before), now)
         contested = self.state.contested
         for block in sorted(gained):
             self.allocator.add_block(block, source is None and block not in contested)
@@ -515,10 +518,9 @@ class Service:
         seen = [r.owner for r in (heard.register if heard else None, held) if r is not None]
         return next((owner for owner in seen if owner != self.me), None)
 
-    def _gift(self, blocks: set[Block], now: float) -> None:
+    def _gift(self, blocks: set[Block], first: bool, now: float) -> None:
         nonce = self._nonce()
         near = {node for node, same in self.neighbours.items() if same}
-        first = not self.allocator.free_count()
         self._gifts[nonce] = Gift(set(blocks), near, None, now + FIRST_BLOCK_SECONDS if first else None)
         self._after_flood = nonce
 
@@ -592,16 +594,18 @@ class Service:
             self._say(node, wire.Tell(facts))
 
     def _flood(self, before: State, registers: Mapping[Block, Register], source: NodeId | None) -> None:
-        """What this step taught goes on to the neighbours; what a value says is true whoever hands it on."""
+        """What this step taught goes on to the neighbours, to ``source`` only what it did not say itself; what a value
+        says is true whoever hands it on."""
         people = durable.changed_people(before, self.state)
-        runs = self.runs.proofs_of(registers)
-        if self.on and (people or runs):
-            wanted = [row for row in wire.people_of(knowledge_of(self.state)) if row.node in people]
-            pieces = wire.facts_in_pieces(runs, wanted)
-            for node, same in self.neighbours.items():
-                if same and node != source:
-                    for facts in pieces:
-                        self._say(node, wire.Tell(facts))
+        wanted = [row for row in wire.people_of(knowledge_of(self.state)) if row.node in people] if people else []
+        unheard = {block: r for block, r in registers.items()
+                   if block not in self._heard or self._heard[block].register != r}
+        for node, same in self.neighbours.items():
+            runs = self.runs.proofs_of(unheard if node == source else registers)
+            told = [] if node == source and self._told_people else wanted
+            if same and (runs or told):
+                for facts in wire.facts_in_pieces(runs, told):
+                    self._say(node, wire.Tell(facts))
         nonce, self._after_flood = self._after_flood, None
         if nonce is not None:
             for node in self._gifts[nonce].waiting:
