@@ -35,6 +35,19 @@ def test_defaults() -> None:
     assert (config.host, config.conn_limit, config.plaintext, config.no_discovery) == ("", 0, False, False)
 
 
+def test_who_gets_addresses_how() -> None:
+    assert loaded().init == "new" and loaded({}, ("h2",)).init == "join"
+    assert loaded({"bridge_address": "10.32.0.1"}, ("h2",)).init == "none"
+    seeded = loaded({"ipalloc_init": "seed=b,host-a", "bridge_address": "10.32.0.1"})
+    assert (seeded.init, seeded.seed_names) == ("seed", ("b", "host-a"))
+    assert loaded({"ipalloc_init": "seed=host-a,b"}).ipalloc_init == seeded.ipalloc_init  # the order says nothing
+    assert str(loaded({"ipalloc_default_subnet": "10.32.1.0/24"}).default_subnet) == "10.32.1.0/24"
+    assert loaded(environ={"WEAVE_ROUTER_DEBUG_COOLDOWN": "0.5"}).cooldown == 0.5
+    assert loaded().cooldown == limits.COOLDOWN_SECONDS
+    with pytest.raises(UsageError, match="has fewer blocks than seed= has names"):
+        loaded({"ipalloc_init": "seed=host-a,b,c,d,e", "ipalloc_range": "10.32.0.0/28"})
+
+
 # One option of each kind: (field, in the file, in the environment, as flag) with the values they give.
 SOURCES = [
     ("mtu", "mtu = 1400", ("1500", 1500), ("1600", 1600), 1400),
@@ -161,6 +174,21 @@ BAD_FLAGS = [
      "--ipalloc-range: 127.0.0.0/8 is set aside by the IETF; take a private range such as 10.32.0.0/12"),
     ("ipalloc_range", "224.0.0.0/8",
      "--ipalloc-range: 224.0.0.0/8 is set aside by the IETF; take a private range such as 10.32.0.0/12"),
+    ("ipalloc_init", "old", "--ipalloc-init: 'old' should be new, seed=NAME,..., observer or none"),
+    ("ipalloc_init", "join",
+     "--ipalloc-init: 'join' is not in service yet; give seed=NAME,... on every node, or none"),
+    ("ipalloc_init", "seed=a,a", f"--ipalloc-init: seed= takes 1 to {limits.SEED_NAMES_MAX} names, each once"),
+    ("ipalloc_init", "seed=" + ",".join(f"n{n}" for n in range(limits.SEED_NAMES_MAX + 1)),
+     f"--ipalloc-init: seed= takes 1 to {limits.SEED_NAMES_MAX} names, each once"),
+    ("ipalloc_init", "seed=a,", f"--ipalloc-init: a name has 1 to {limits.RECORD_NAME_MAX} printable bytes"),
+    ("ipalloc_init", "seed=a,b", "--ipalloc-init: this node's name host-a is not among a, b; start it with one of "
+     "them as --name, or add it on every node"),
+    ("ipalloc_default_subnet", "10.32.1.1/24", "--ipalloc-default-subnet: '10.32.1.1/24' should be an IPv4 network "
+     "inside --ipalloc-range, such as 10.32.1.0/24"),
+    ("ipalloc_default_subnet", "192.0.2.0/24",
+     "--ipalloc-default-subnet: 192.0.2.0/24 is not inside 10.32.0.0/12; give a part of it"),
+    ("ipalloc_default_subnet", "10.32.1.0/31",
+     f"--ipalloc-default-subnet: 10.32.1.0/31 has no room for pods; give a /{limits.SUBNET_PREFIX_MAX} or larger"),
     ("bridge_address", "10.32.0.1/12",
      "--bridge-address: '10.32.0.1/12' should be one IPv4 address of the range, without a prefix length"),
     ("bridge_address", "192.0.2.1",

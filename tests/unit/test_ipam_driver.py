@@ -93,9 +93,13 @@ def leased(store: Store) -> dict[int, str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
+    """Looks after each turn of the loop; the writer's thread gets its time between them."""
     async with asyncio.timeout(10):
+        loop = asyncio.get_running_loop()
         while not condition():
-            await asyncio.sleep(0.005)
+            turn = asyncio.Event()
+            loop.call_later(0.005, turn.set)
+            await turn.wait()
 
 
 # -- the start -----------------------------------------------------------------------------------------------------

@@ -312,6 +312,7 @@ def test_the_first_blocks_ever_wait_two_seconds_at_most(net: Net) -> None:
         net.attach(nodes[0], "early")
     nodes[0].core._gifts.clear()
     nodes[0].core._gift({0}, True, net.now)
+    nodes[0].core._after_flood = None
     (gift,) = nodes[0].core._gifts.values()
     assert gift.waiting and gift.give_up_at == net.now + FIRST_BLOCK_SECONDS
     nodes[0].core.handle_timer(gift.give_up_at)

@@ -18,6 +18,7 @@ from weave_router.mesh.frames import (
     Digest,
     Heartbeat,
     Hello,
+    Ipam,
     Records,
     Synced,
     decode_frame_untrusted,
@@ -356,6 +357,28 @@ def test_a_neighbour_that_does_not_read_costs_bounded_memory() -> None:
     one.data_to_send()
     one.flush(2.0)
     assert one.flush_at is None, "the rest goes once the socket took the first part"
+
+
+def test_words_about_addresses_go_at_once_in_order_and_within_bounds() -> None:
+    one, two = up()
+    words = [bytes([n]) * 40_000 for n in range(60)]
+    assert all(one.queue_ipam(data, 0.0) for data in words)
+    assert one.flush_at is not None and one.unsent < limits.LINK_UNSENT_MAX + limits.LINK_FRAME_MAX
+    heard: list[Event] = []
+    for turn in range(4):
+        heard += pump(one, two)[1]
+        one.flush(1.0 + turn)
+    assert heard == [Ipam(data) for data in words]
+    full = 0
+    while one.queue_ipam(bytes(60_000), 3.0):
+        full += 60_000
+    assert limits.IPAM_OUTBOX_BYTES - 60_000 < full <= limits.IPAM_OUTBOX_BYTES + limits.LINK_UNSENT_MAX + 60_000
+    for turn in range(60):
+        pump(one, two)
+        one.flush(4.0 + turn)
+    assert one.flush_at is None and one.queue_ipam(b"again", 90.0)
+    one.close("shutdown")
+    assert not one.queue_ipam(b"late", 91.0)
 
 
 def test_close_says_why_and_is_the_last_word() -> None:

@@ -1,0 +1,128 @@
+"""Hostile words about addresses: random, mutated and well-formed nonsense into decoders, runs and a whole core.
+
+A reader returns a value or raises BadPacket; a core counts what it cannot use and keeps its invariants. ``FUZZ_INPUTS``
+inputs each (10,000 without); seeds are fixed, the failing input is in the assertion.
+"""
+
+import contextlib
+from random import Random
+
+import msgpack
+import pytest
+from security.test_mesh_fuzz import INPUTS, mutated, value
+from unit.ipam_sim import NAMES, Net
+
+from weave_router.errors import BadPacket
+from weave_router.ipam import wire
+from weave_router.ipam.knowledge import knowledge_of
+from weave_router.ipam.registers import Runs
+from weave_router.ipam.values import Register, SyncAnswer, Tell
+from weave_router.tunnel.identity import Identity, verify
+
+
+def settled(seed: int) -> Net:
+    net = Net(seed)
+    for name in NAMES:
+        net.add(name)
+    net.mesh()
+    net.settle()
+    return net
+
+
+def honest() -> list[bytes]:
+    """One of each kind."""
+    node = next(iter(settled(1).nodes.values())).core
+    known = knowledge_of(node.state)
+    bodies = [*node.speech.said(Tell(known)), *node.speech.said(SyncAnswer(7, True, known)), wire.Ask(),
+              wire.SyncAsk(5), wire.Hello(True), wire.Digest(bytes(16)), wire.Barrier(9), wire.Passed(9),
+              wire.Have(tuple(node.runs.proofs_of(known.registers)))]  # fmt: skip
+    assert {type(body) for body in bodies} == set(wire.KINDS.values())
+    return [wire.encode_message(1, node.state.universe, (0x0A200000, 24), None, body) for body in bodies]
+
+
+def read(data: bytes) -> bool:
+    try:
+        wire.decode_body_untrusted(wire.decode_envelope_untrusted(data))
+    except BadPacket:
+        return False
+    except BaseException as error:
+        raise AssertionError(f"{type(error).__name__} for {data.hex()}") from error
+    return True
+
+
+def nonsense(rng: Random, words: list[bytes]) -> bytes:
+    kind = rng.randrange(4)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(200))
+    if kind == 1:
+        return mutated(rng, rng.choice(words))
+    fields = msgpack.unpackb(rng.choice(words))
+    if kind == 2:
+        fields[-1] = msgpack.packb(value(rng))
+    else:
+        fields[rng.randrange(len(fields))] = value(rng)
+    return bytes(msgpack.packb(fields))
+
+
+def test_what_is_honest_is_read() -> None:
+    assert all(read(data) for data in honest())
+    later = msgpack.packb([1, bytes(16), 0, 0, b"", 200, b"\xc1 of a later version"])
+    assert wire.decode_body_untrusted(wire.decode_envelope_untrusted(later)) is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fuzz_decoders(seed: int) -> None:
+    rng, words = Random(seed), honest()
+    results = [read(nonsense(rng, words)) for _ in range(INPUTS // 4)]
+    assert 0 < sum(results) < len(results)
+
+
+def test_fuzz_runs() -> None:
+    """Nothing that was not signed as it stands passes."""
+    rng = Random(5)
+    one, other = (Identity.generate(Random(n).randbytes) for n in (1, 2))
+    writer = Runs(64, one.ed25519_public, one.sign, verify)
+    writer.issue({b: wire_register(one.node_id) for b in range(64)})
+    (data,) = writer.proofs_of({b: wire_register(one.node_id) for b in range(64)})
+    reader = Runs(64, other.ed25519_public, other.sign, verify)
+    assert reader.read_untrusted(data).count == 64
+    for _ in range(INPUTS // 10):
+        wrong = mutated(rng, data)
+        try:
+            run = reader.read_untrusted(wrong)
+        except BadPacket:
+            continue
+        except BaseException as error:
+            raise AssertionError(f"{type(error).__name__} for {wrong.hex()}") from error
+        assert run.data == data
+
+
+def wire_register(node: bytes) -> Register:
+    return Register(0, 0, node, node)
+
+
+def test_fuzz_a_whole_core() -> None:
+    """A neighbour that says anything: no error, no register that its issuer did not sign, own addresses go on."""
+    rng, net, words = Random(6), settled(6), honest()
+    nodes = list(net.nodes.values())
+    target, liar = nodes[0], nodes[1]
+    universe = target.core.state.universe or b""
+    before = target.core.state.registers
+    for step in range(INPUTS // 5):
+        data = nonsense(rng, words)
+        if rng.random() < 0.5:  # in this universe, or it would be another's
+            with contextlib.suppress(Exception):
+                fields = msgpack.unpackb(data)
+                fields[1] = universe
+                data = bytes(msgpack.packb(fields))
+        try:
+            target.core.receive(liar.id, data, net.now + step / 1000)
+            target.core.handle_timer(net.now + step / 1000)
+            target.core.take_steps()
+        except BaseException as error:
+            raise AssertionError(f"{type(error).__name__} for {data.hex()}") from error
+    after = target.core.state
+    assert sum(target.core.counters.values()) > INPUTS // 50
+    changed = {b: r for b, r in after.registers.items() if before[b] != r}
+    assert {r.issuer for r in changed.values()} == {target.id}  # gifts to who asked in this node's universe
+    assert all(before[b].owner == target.id for b in changed)
