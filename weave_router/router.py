@@ -298,9 +298,8 @@ class Router:
 
     def _make_mesh(self) -> None:
         config = self.config
-        endpoints = tuple((address, config.port) for address in self.addresses)[: limits.RECORD_ENDPOINTS_MAX]
         self.mesh = Mesh(
-            mesh_events.Config(name=config.name, port=config.port, endpoints=endpoints, pod_mtu=self.pod_mtu,
+            mesh_events.Config(name=config.name, port=config.port, endpoints=self._endpoints(), pod_mtu=self.pod_mtu,
                                flags=FLAG_PLAINTEXT * config.plaintext | FLAG_NO_AES * (not self.aes),
                                discovery=not config.no_discovery,
                                version=__version__),
@@ -308,6 +307,9 @@ class Router:
             rng=Random(os.urandom(16)), entropy=os.urandom, now=asyncio.get_running_loop().time())
         self.mesh_driver = MeshDriver(self.mesh, host=config.host or None, port=config.port,
                                       on_events=self._mesh_events)
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        return tuple((address, self.config.port) for address in self.addresses)[: limits.RECORD_ENDPOINTS_MAX]
 
     def _make_tunnel(self) -> None:
         config = self.config
@@ -448,7 +450,8 @@ class Router:
     # -- the fast path and the tunnel speak ----------------------------------------------------------------------------
 
     def _connection_changed(self, change: effects.Changed) -> None:
-        _log.info("connection", extra={"change": str(change)})
+        _log.info("connection", extra={"peer": change.node_id.hex(), "state": str(change.state),
+                                       "reason": change.reason.value if change.reason else "-"})
 
     def _pod_mtu_heard(self, slot: int, mtu: int) -> None:
         node_id = self.routes.slots.node(slot)
@@ -527,6 +530,7 @@ class Router:
             if addresses != self.addresses:
                 self.addresses = addresses
                 self.tunnel.local_addresses_set(frozenset(addresses))
+                self.mesh_driver.do(lambda mesh, now: mesh.set_endpoints(self._endpoints(), now))
 
     def _answer_or_not(self) -> None:
         """ARP and ND are not answered for a node that is unreachable and whose session has been silent."""

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from typing import Any
 import pytest
 from cni.shim import VERSIONS, Done, Shim, installed
 from lab.lab import Lab
-from lab.namespace import Namespace, run
+from lab.namespace import Namespace, kill_process, run
 from lab.router import Router, ping, wait_for
 
 from weave_router import limits
+from weave_router.host import handover, handover_driver
 from weave_router.host.conflist import NAME
 
 
@@ -32,9 +34,9 @@ class Node:
                          boot_id=router.boot_id)
 
     def run(self, verb: str, pod: Namespace | None, container: str = "c1", version: str = "1.1.0", *, args: str = "",
-            ifname: str = "eth0", netns: str | None = None, **more: Any) -> Done:
-        path = netns if netns is not None else str(pod.path) if pod else ""
-        return self.shim.run(verb, self.shim.config(version, **more), prefix=self.router.host.argv([]),
+            ifname: str = "eth0", **more: Any) -> Done:
+        path = str(pod.path) if pod else ""
+        return self.shim.run(verb, {**self.shim.config(version), **more}, prefix=self.router.host.argv([]),
                              CNI_CONTAINERID=container, CNI_NETNS=path, CNI_ARGS=args, CNI_IFNAME=ifname)
 
     def attachments(self) -> list[tuple[str, str]]:
@@ -318,7 +320,20 @@ def test_more_entries_than_one_pass_takes(node: Node, pods: list[Namespace]) -> 
     wait_for("the journal to be empty", lambda: node.journal() == [], deadline=2 * limits.CNI_ALIVE_SECONDS)
 
 
-def test_add_waits_for_a_pending_del(node: Node, pods: list[Namespace]) -> None:
+def test_add_carries_out_a_pending_del_of_its_pod_first(node: Node, pods: list[Namespace]) -> None:
+    """A shim that could not reach the router leaves the entry while the router runs; else it would take the new pod."""
+    added(node.run("ADD", pods[0], args="IP=10.32.0.5"))
+    before = "c1"
+    for number, container in enumerate(("c1", "c2", "c1", "c2", "c3"), 6):  # the same pod, then the same namespace
+        quiet(node.run("DEL", pods[0], before, socket="/nowhere/attach.sock"))
+        assert len(node.journal()) == 1
+        added(node.run("ADD", pods[0], container, args=f"IP=10.32.0.{number}"))
+        assert (node.journal(), node.attachments()) == ([], [(container, f"10.32.0.{number}")])
+        before = container
+    quiet(node.run("DEL", pods[0], before))
+
+
+def test_add_after_a_router_that_was_silent(node: Node, pods: list[Namespace]) -> None:
     added(node.run("ADD", pods[0], args="IP=10.32.0.5"))
     os.kill(node.router.pid, signal.SIGSTOP)
     try:
@@ -350,7 +365,26 @@ def test_restart_in_the_middle_fails_no_add(node: Node, pods: list[Namespace]) -
         quiet(node.run("DEL", pods[0]))
 
 
-def test_hang_up_in_mid_add_is_undone_and_a_new_add_stays(node: Node, pods: list[Namespace]) -> None:
+def test_add_whose_client_hung_up_is_undone(node: Node, pods: list[Namespace], tmp_path: Path) -> None:
+    """Seen on the host's links: the port comes, and goes again."""
+    with (tmp_path / "links").open("w") as output:
+        monitor = node.router.host.popen(["ip", "monitor", "link"], output=output)
+    seen = (tmp_path / "links").read_text
+    touch = ("link add d0 type veth peer name d1", "link del d0")
+    wait_for("ip monitor", lambda: (node.router.host.ip(*touch), "d0" in seen())[1])
+    body = {"command": "ADD", "container": "c1", "ifname": "eth0", "args": "IP=10.32.0.5",
+            "config": json.dumps(node.shim.config("1.1.0"))}  # fmt: skip
+    pod = handover_driver.open_pod(str(pods[0].path))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(node.shim.socket))
+        socket.send_fds(client, [handover.frame({"cni": body})], [pod.netlink, pod.netns])
+    pod.close()
+    wait_for("the port to come", lambda: "vethwr" in seen())
+    wait_for("the undoing", lambda: node.attachments() == [] and node.ports() == [])
+    kill_process(monitor)
+
+
+def test_killed_in_mid_add_and_a_new_add_stays(node: Node, pods: list[Namespace]) -> None:
     argv = node.router.host.argv([str(node.shim.executable)])
     environment = node.shim.environment("ADD", CNI_NETNS=str(pods[0].path), CNI_ARGS="IP=10.32.0.5")
     for delay in (0.002, 0.005, 0.008, 0.012, 0.02):

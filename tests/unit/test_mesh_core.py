@@ -605,3 +605,11 @@ def test_after_close_nothing_is_taken_any_more() -> None:
     mesh.dial_failed(2, "late", 1.0)
     mesh.handle_timer(5.0)
     assert mesh.take_effects() == []
+
+
+def test_other_addresses_of_the_host_replace_the_old_ones_in_its_record() -> None:
+    mesh = lone()
+    mesh.set_endpoints([("192.0.2.7", PORT), ("2001:db8::7", PORT)], 10.0)
+    assert mesh.own.record.endpoints == (("192.0.2.7", PORT), ("2001:db8::7", PORT))
+    mesh.set_endpoints([("2001:db8::7", PORT)], 20.0)
+    assert mesh.own.record.endpoints == (("2001:db8::7", PORT),)

@@ -260,6 +260,7 @@ class View:
             "stations": [(mac.hex(":"), slot, age) for mac, slot, age in parts.engine.stations()],
             "outside": [(node.hex(), [f"{IPv4Address(n)}/{length}" for n, length in keys])
                         for node, keys in parts.routes.outside().items()],
+            "strangers": [(endpoint_text(remote), reason.value) for remote, reason in parts.tunnel.strangers.items()],
             "sessions": [(s.node_id.hex(), s.slot, str(s.state), s.epoch, s.sessions, s.handshakes, s.natted)
                          for s in parts.tunnel.status()],
         }
@@ -323,7 +324,7 @@ def _sentence(reason: Reason | None) -> str:
 def _unix(boottime: float | None) -> float | None:
     if boottime is None:
         return None
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + boottime
+    return round(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + boottime, 2)
 
 
 def _made_here(counters: Mapping[str, int]) -> int:

@@ -17,6 +17,7 @@ from weave_router.cni.verbs import CniError, Code, Key, Wired
 from weave_router.errors import BadPacket, UserError
 from weave_router.host import handover
 from weave_router.host.driver import Host
+from weave_router.host.faults import Fault, HostError
 from weave_router.host.handover_driver import Request as Handover
 from weave_router.store import Attachment
 
@@ -92,7 +93,7 @@ class CniService:
             await self._make_room(wanted, inode, address, request)
             wish = Wish(wanted.container, wanted.ifname, address, inode, request.netlink, request.netns, wanted.network)
             known = self._attachments.get(*wanted.key) is not None
-            held = await self._attachments.attach(wish)
+            held = await self._attach(wish)
             self._own(wanted.key, request, known)
             try:
                 return verbs.result(wanted, await self._look(held, request))
@@ -100,6 +101,16 @@ class CniService:
                 if not known:
                     await asyncio.shield(self._attachments.detach(*wanted.key))
                 raise
+
+    async def _attach(self, wish: Wish) -> Attachment:
+        """The interface may belong to a pod that was detached from this namespace a moment ago, under another id."""
+        try:
+            return await self._attachments.attach(wish)
+        except HostError as error:
+            if error.fault is not Fault.POD_NAME_TAKEN:
+                raise
+        await self._host.reap()
+        return await self._attachments.attach(wish)
 
     def _inode(self, request: Handover) -> int:
         if request.netns < 0:

@@ -86,6 +86,10 @@ class Host:
             self._reap = asyncio.create_task(self._reap_later())
         return stood
 
+    async def reap(self) -> None:
+        """Pairs that wait for their deletion are gone when this returns."""
+        await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         """What of the plan stands, at both ends; the descriptor stays the caller's."""
 

@@ -8,7 +8,7 @@ A call and the link that it becomes share one number. Of two links with one node
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
 from typing import Any, Final
@@ -175,6 +175,12 @@ class Mesh:
 
     def set_pod_mtu(self, pod_mtu: int, now: float) -> None:
         self._change(now, pod_mtu=pod_mtu)
+
+    def set_endpoints(self, endpoints: Iterable[Endpoint], now: float) -> None:
+        """This host's addresses are others now: what links taught is kept only where it is still one of them."""
+        self.config = replace(self.config, endpoints=tuple(endpoints)[:limits.RECORD_ENDPOINTS_MAX])
+        self._learned = [endpoint for endpoint in self._learned if endpoint in self.config.endpoints]
+        self._change(now, urgent=True, endpoints=self._endpoints())
 
     def set_incarnation(self, incarnation: int, now: float) -> None:
         """The answer to RestoredState; on disk already."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from weave_router.fastpath import engine as fastpath
 from weave_router.limits import HANDSHAKE_LOOP_SHARE, HANDSHAKE_QUEUE_MAX
+from weave_router.reasons import Reason
 from weave_router.tunnel import effects
 from weave_router.tunnel.budget import Budget
 from weave_router.tunnel.core import Tunnel
@@ -104,6 +105,11 @@ class TunnelDriver:
 
     def status(self) -> list[ConnectionStatus]:
         return self._tunnel.status(self._clock())
+
+    @property
+    def strangers(self) -> dict[Endpoint, Reason]:
+        """Addresses that spoke another version or under a token that is none of ours, the latest last."""
+        return self._tunnel.strangers
 
     async def close(self) -> None:
         """Say goodbye to all peers. ``run`` was cancelled before, the engine is stopped after."""
