@@ -45,12 +45,14 @@ def agree(*routers: Router) -> None:
         assert router.cli("ipam", "check").stdout == "all agree\n"
 
 
-def three(lab: Lab, *flags: str, env: dict[str, str] | None = None) -> list[Router]:
+def three(lab: Lab, *flags: str, **options: object) -> list[Router]:
     """h1 <- h2 <- h3: each lists the one before."""
     switch = lab.switch()
     hosts = [lab.host(f"h{number}", switch) for number in (1, 2, 3)]
-    routers = [lab.router(host, peers=[near.address("v4") for near in hosts[max(0, n - 1) : n]], flags=flags, env=env)
-               for n, host in enumerate(hosts)]
+    routers = [
+        lab.router(host, peers=[near.address("v4") for near in hosts[max(0, n - 1) : n]], flags=flags, **options)
+        for n, host in enumerate(hosts)
+    ]
     lab.parallel(*(router.launch for router in routers))
     return routers
 
@@ -224,14 +226,7 @@ def test_other_universes_and_ranges_are_named_and_carried(lab: Lab) -> None:
 
 def test_a_full_node_gets_blocks_from_a_neighbour(lab: Lab) -> None:
     """A /26 makes 16 blocks of 4; h1 has 5 or 6 of them and asks before its last address is gone."""
-    routers = three(lab, *SEED, env=SHORT_REST)
-    for router in routers:
-        router.stop()
-    for router in routers:  # anew, in a small range
-        for path in router.host.state_dir.iterdir():
-            path.unlink()
-        router.ipalloc_range = "10.32.0.0/26"
-    lab.parallel(*(router.launch for router in routers))
+    routers = three(lab, *SEED, ipalloc_range="10.32.0.0/26")
     wait_for("links", lambda: all(len(r.get("/status/ipam")["members"]) == 3 for r in routers))
     pods: list[Pod] = []
     for number in range(30):
