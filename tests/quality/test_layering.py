@@ -33,8 +33,9 @@ WORLD = {
     "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "uuid", "uvloop",
 }  # fmt: skip
 PURE = {
-    "asyncio.Lock", "asyncio.shield", "datetime.UTC", "datetime.datetime", "datetime.timedelta", "os.PathLike",
-    "os.strerror", "random.Random", "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop", "socket.inet_pton",
+    "asyncio.Lock", "asyncio.gather", "asyncio.shield", "datetime.UTC", "datetime.datetime", "datetime.timedelta",
+    "os.PathLike", "os.strerror", "random.Random", "socket.AF_INET", "socket.AF_INET6", "socket.inet_ntop",
+    "socket.inet_pton",
 }  # fmt: skip
 """Names of those modules that only compute or only order tasks. A generator is an argument; ``Random`` is its type."""
 

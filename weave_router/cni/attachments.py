@@ -89,12 +89,14 @@ class Attachments:
     async def restore(self, standing: Iterable[PodPlan]) -> None:
         """Take over pods that stand, forget the others: their namespaces ended with the boot or while we were away."""
         ports = {(plan.attachment, plan.ifname): plan.port for plan in standing}
+        gone: list[tuple[str, str]] = []
         for attachment in self._store.attachments():
             key = (attachment.container, attachment.ifname)
             if key in ports:
                 self._held[key] = _on_port(attachment, ports[key])
             else:
-                await self._forget(key)
+                gone.append(key)
+        await asyncio.gather(*(self._forget(key) for key in gone))  # side by side: they share commits
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
