@@ -4,9 +4,16 @@ Not after each test: pytest itself keeps a test's arguments, and so an engine th
 """
 
 import gc
+import signal
 import sys
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests send it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -200,7 +200,13 @@ class Allocator:
 
     def wants_blocks(self) -> bool:
         """Ask for blocks before the last number is gone: ADD does not wait for another node."""
-        return self.free_count() < PREFETCH_FREE
+        room = len(self._free)
+        for block in self._unopened:  # as a rule the first one is enough
+            if room >= PREFETCH_FREE:
+                return False
+            book = self._books.get(block) or _Book()
+            room += (self._size - book.leased - book.resting) * self._blocks[block]
+        return room < PREFETCH_FREE
 
     def get_timer(self) -> float | None:
         return next(iter(self._resting.values()))[0] if self._resting else None

@@ -446,9 +446,10 @@ class Service:
         self._flush(self.state, now)
 
     def _prefetch(self, now: float) -> None:
+        if self._ask_at > now or self._gifts or not issuing(self.state) or not self.allocator.wants_blocks():
+            return
         donor = self._donor()
-        due = self._ask_at <= now and not self._gifts
-        if donor is not None and due and self.allocator.wants_blocks() and issuing(self.state):
+        if donor is not None:
             self._ask_at = now + RETRY_SECONDS  # each question that arrives is answered with a gift
             self._step(Want(donor), now)
 
