@@ -13,7 +13,7 @@ from weave_router.errors import UserError
 from weave_router.ipam import founding, wire
 from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, Holder, NotNowError
 from weave_router.ipam.registers import Runs, newest
-from weave_router.ipam.service import FIRST_BLOCK_SECONDS, GIFT_SETTLE_SECONDS
+from weave_router.ipam.service import ASK_SECONDS, FIRST_BLOCK_SECONDS, GIFT_SETTLE_SECONDS
 from weave_router.ipam.values import Gate, Register, durable
 from weave_router.tunnel.identity import Identity, verify
 
@@ -332,6 +332,38 @@ def test_one_question_one_gift_of_at_most_so_many_blocks() -> None:
     net.settle()
     assert len(nodes[0].core.allocator._blocks) - before == limits.GIFT_BLOCKS_MAX
     assert net.agree()
+
+
+def test_who_has_nothing_to_give_is_not_asked_twice_in_a_row(net: Net) -> None:
+    nodes = seeded(net)
+    net.link(nodes[0], nodes[2])
+    net.settle()
+    first = nodes[0].core._donor()
+    nodes[0].core.allocator.wants_blocks = lambda: True  # type: ignore[method-assign]
+    nodes[0].core.want(net.now)
+    second = nodes[0].core._donor()
+    assert {first, second} == {nodes[1].id, nodes[2].id}
+    nodes[0].core.want(net.now)  # too soon: the question may be answered yet
+    assert nodes[0].core._donor() == second
+    nodes[0].core.want(net.now + ASK_SECONDS)
+    assert nodes[0].core._donor() in {first, second}  # both were asked: all over again
+
+
+def test_all_that_others_can_spare_is_to_be_had(net: Net) -> None:
+    nodes = seeded(net)
+    net.link(nodes[0], nodes[2])
+    net.settle()
+    held = 0
+    for _ in range(600):
+        try:
+            net.attach(nodes[0], f"p{held}")
+            held += 1
+        except ExhaustedError:
+            nodes[0].core.want(net.now)
+            net.carry(nodes[0])
+            net.run(0.3)
+    assert held > 22 * 4 + 20 * 4 + 15 * 4  # of 64 blocks of 4 the others keep little more than their homes
+    net.check()
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,9 @@ from .values import (
 )
 
 RETRY_SECONDS: Final = 2.0
-"""What waits for an answer (gate, gift, blocks asked for) is asked again so often."""
+"""What waits for an answer (gate, gift) is asked again so often."""
+ASK_SECONDS: Final = 0.5
+"""From one question for blocks to the next, while nobody gave any."""
 DIGEST_SECONDS: Final = 5.0
 """Neighbours compare what they know so often: repairs what a full link dropped."""
 GIFT_SETTLE_SECONDS: Final = 1.0
@@ -129,6 +131,7 @@ class Service:
         self._gifts: dict[int, Gift] = {}
         self._steps: list[Step] = []
         self._words: list[tuple[NodeId, bytes]] = []
+        self._asked: set[NodeId] = set()
         self._heard: dict[Block, Run] = {}
         self._told_people = False
         self._retry_at = self._digest_at = self._ask_at = 0.0
@@ -450,15 +453,18 @@ class Service:
             return
         donor = self._donor()
         if donor is not None:
-            self._ask_at = now + RETRY_SECONDS  # each question that arrives is answered with a gift
+            self._ask_at = now + ASK_SECONDS  # each question that arrives is answered with a gift
+            self._asked.add(donor)
             self._step(Want(donor), now)
 
     def _donor(self) -> NodeId | None:
-        """The neighbour that owns most."""
+        """The neighbour that owns most of those that were not asked since the last gift; who has nothing is silent."""
         count: Counter[NodeId] = Counter(register.owner for register in self.state.registers.values())
-        near = [node for node, same in self.neighbours.items() if same and node in voters(self.state)]
-        best = max(sorted(near), key=lambda node: count[node], default=None)
-        return best if best is not None and count[best] > 1 else None
+        members = voters(self.state)
+        near = [node for node, same in self.neighbours.items() if same and node in members and count[node] > 1]
+        if self._asked.issuperset(near):
+            self._asked.clear()
+        return max(sorted(set(near) - self._asked), key=lambda node: count[node], default=None)
 
     # -- the ownership core ------------------------------------------------------------------------------------------
 
@@ -534,6 +540,8 @@ class Service:
             late = gift.give_up_at is not None and gift.give_up_at <= now
             if late or (gift.ready_at is not None and gift.ready_at <= now):
                 del self._gifts[nonce]
+                self._asked.clear()
+                self._ask_at = now
                 for block in gift.blocks:
                     if _owned_by(self.state, block, self.me):
                         self.allocator.add_block(block, block not in self.state.contested)
