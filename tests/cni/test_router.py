@@ -15,40 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cni.shim import VERSIONS, Done, Shim, installed
+from cni.node import Node, added, quiet
+from cni.shim import VERSIONS, Shim, installed
 from lab.lab import Lab
-from lab.namespace import Namespace, kill_process, run
-from lab.router import Router, ping, wait_for
+from lab.namespace import Namespace, kill_process
+from lab.router import ping, wait_for
 
 from weave_router import limits
 from weave_router.host import handover, handover_driver
 from weave_router.host.conflist import NAME
-
-
-class Node:
-    """A router and the executable on its host."""
-
-    def __init__(self, router: Router) -> None:
-        self.router = router
-        self.shim = Shim(installed(), router.host.run_dir / "attach.sock", router.host.state_dir / "cni-journal",
-                         boot_id=router.boot_id)
-
-    def run(self, verb: str, pod: Namespace | None, container: str = "c1", version: str = "1.1.0", *, args: str = "",
-            ifname: str = "eth0", **more: Any) -> Done:
-        path = str(pod.path) if pod else ""
-        return self.shim.run(verb, {**self.shim.config(version), **more}, prefix=self.router.host.argv([]),
-                             CNI_CONTAINERID=container, CNI_NETNS=path, CNI_ARGS=args, CNI_IFNAME=ifname)
-
-    def attachments(self) -> list[tuple[str, str]]:
-        listed = self.router.status()["ipam"]["attachments"]
-        return [(a["container_id"], a["address"].partition("/")[0]) for a in listed]
-
-    def ports(self) -> list[str]:
-        links = json.loads(run(["ip", "-n", self.router.host.name, "-json", "link"]).stdout)
-        return [link["ifname"] for link in links if link["ifname"].startswith("vethwr")]
-
-    def journal(self) -> list[str]:
-        return sorted(os.listdir(self.shim.journal))
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +61,6 @@ def pods(lab: Lab) -> Iterator[list[Namespace]]:
     yield made
     for pod in made:
         pod.delete()
-
-
-def added(done: Done) -> dict[str, Any]:
-    assert (done.status, done.stderr) == (0, ""), done
-    return dict(done.value)
-
-
-def quiet(done: Done) -> None:
-    assert (done.status, done.stdout, done.stderr) == (0, "", ""), done
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -174,7 +140,7 @@ def test_chained_behind_another(node: Node, pods: list[Namespace]) -> None:
 
 DEEP = json.loads("[" * (limits.CNI_NESTING_MAX + 1) + "]" * (limits.CNI_NESTING_MAX + 1))
 REFUSALS: list[tuple[dict[str, Any], int, str]] = [
-    ({}, 101, "no address was asked for"),
+    ({}, 101, "this node gives no addresses"),
     ({"args": "IP"}, 4, "CNI_ARGS"),
     ({"args": "IP=nonsense"}, 7, "'nonsense'"),
     ({"args": "IP=192.0.2.5"}, 102, "not inside the range"),

@@ -9,8 +9,10 @@ from cni.shim import VERSIONS
 
 from weave_router import limits
 from weave_router.cni import verbs
+from weave_router.cni.addresses import NoAddressError
 from weave_router.cni.verbs import CniError, Code, Request, Wired
 from weave_router.errors import BadPacket, UsageError, UserError
+from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNowError
 
 UNIVERSE = IPv4Network("10.32.0.0/12")
 WIRED = Wired("weave", "0a:58:0a:20:00:01", "vethwr1", "02:00:00:00:00:01", "0a:58:0a:20:00:05", 1368,
@@ -75,7 +77,7 @@ def test_container_ids_up_to_the_bound() -> None:
 
 @pytest.mark.parametrize(("wanted", "expected"), [
     (("10.32.0.5",), "10.32.0.5/12"), (("10.32.0.5/32",), "10.32.0.5/12"),
-    (("10.32.0.5", "10.32.0.5/12"), "10.32.0.5/12"), ((), Code.NO_ADDRESS),
+    (("10.32.0.5", "10.32.0.5/12"), "10.32.0.5/12"),
     (("10.32.0.5", "10.32.0.6"), Code.ADDRESS_REFUSED),
     (("192.0.2.1",), Code.ADDRESS_REFUSED), (("x",), Code.BAD_CONFIG), (("10.32.0.5/33",), Code.BAD_CONFIG),
 ])  # fmt: skip
@@ -87,6 +89,7 @@ def test_wanted_address(wanted: tuple[str, ...], expected: str | Code) -> None:
 
     if isinstance(expected, str):
         assert str(verbs.wanted_address(request, UNIVERSE, number_of)) == expected
+        assert verbs.wanted_address(Request("ADD", "1.0.0", "weave"), UNIVERSE, number_of) is None
     else:
         with pytest.raises(CniError) as caught:
             verbs.wanted_address(request, UNIVERSE, number_of)
@@ -115,6 +118,9 @@ def test_result(version: str) -> None:
 
 
 def test_codes_of_sentences_from_other_rooms() -> None:
+    assert verbs.code_of(NotNowError("x")) == Code.TRY_LATER
+    assert verbs.code_of(ExhaustedError("x")) == verbs.code_of(NoAddressError("x")) == Code.NO_ADDRESS
+    assert verbs.code_of(AddressTakenError("x")) == Code.ADDRESS_REFUSED
     assert verbs.code_of(UsageError("x")) == Code.BAD_ENVIRONMENT
     assert verbs.code_of(UserError("x")) == Code.WIRING_FAILED
     assert verbs.code_of(CniError(Code.TRY_LATER, "x")) == Code.TRY_LATER

@@ -11,6 +11,10 @@ from weave_router.errors import UsageError
 from weave_router.ipam.allocator import Holder
 
 
+class NoAddressError(UsageError):
+    """None was named, and this node gives none."""
+
+
 class Addresses(Protocol):
     async def pick(self, holder: Holder, wanted: int | None) -> int:
         """A number, not yet on disk. UserError with the way out."""
@@ -30,7 +34,8 @@ class ByHand:
 
     async def pick(self, holder: Holder, wanted: int | None) -> int:
         if wanted is None:
-            raise UsageError("this node gives no addresses (--ipalloc-init none): name one as ADDRESS/LEN")
+            raise NoAddressError("this node gives no addresses (--ipalloc-init none): name one as ADDRESS/LEN, "
+                                 "CNI_ARGS IP=ADDRESS or the runtime's \"ips\"")
         return wanted
 
     async def keep(self, holder: Holder, work: Callable[[], object] | None = None) -> None:

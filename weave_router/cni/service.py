@@ -84,7 +84,7 @@ class CniService:
     async def _add(self, wanted: verbs.Request, request: Handover) -> dict[str, Any]:
         inode = self._inode(request)
         if self._settings.bridge_address is None:
-            raise CniError(Code.TRY_LATER, "this node has no overlay address yet; give `launch --bridge-address`")
+            raise CniError(Code.TRY_LATER, "this node has no overlay address yet: see `weave-router status ipam`")
         address = verbs.wanted_address(wanted, self._settings.universe_v4, self._number_of)
         self._check_mac(wanted, address)
         await self._settle(wanted)
@@ -117,13 +117,19 @@ class CniService:
             raise CniError(Code.BAD_ENVIRONMENT, "CNI_NETNS: no namespace came with the request")
         return self._inode_of(request.netns)
 
-    def _check_mac(self, wanted: verbs.Request, address: IPv4Interface) -> None:
+    def _check_mac(self, wanted: verbs.Request, address: IPv4Interface | None) -> None:
+        if wanted.mac and address is None:
+            raise CniError(Code.UNSUPPORTED_FIELD, "a MAC was asked for and no address (MAC, \"mac\"): it follows from "
+                                                   "the address; ask for both or none")
+        if address is None:
+            return
         mac = "0a:58:" + address.ip.packed.hex(":")
         if wanted.mac and wanted.mac.lower() != mac:
             raise CniError(Code.UNSUPPORTED_FIELD, f"the MAC of {address.ip} is {mac}: it follows from the address; "
                                                    "do not ask for another one (MAC, \"mac\")")
 
-    async def _make_room(self, wanted: verbs.Request, inode: int, address: IPv4Interface, request: Handover) -> None:
+    async def _make_room(self, wanted: verbs.Request, inode: int, address: IPv4Interface | None,
+                         request: Handover) -> None:
         """A pod that stands as asked for stays; its remains (half wired, or of a namespace that is gone) go."""
         held = self._attachments.get(*wanted.key)
         if held is None:
@@ -131,7 +137,7 @@ class CniService:
         if held.network != wanted.network:
             by = f"network {held.network}" if held.network else "`weave-router attach`"
             raise CniError(Code.BAD_ENVIRONMENT, f"CNI_IFNAME {wanted.ifname} of this container was made by {by}")
-        same = held.netns_inode == inode and held.numbers[0] == int(address.ip)
+        same = held.netns_inode == inode and (address is None or held.numbers[0] == int(address.ip))
         if same and not (await self._seen(held, request)).problems:
             return
         await self._attachments.detach(*wanted.key)

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from weave_router.cni.addresses import NoAddressError
 from weave_router.errors import BadPacket, UsageError, UserError
+from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNowError
 from weave_router.limits import CNI_CONTAINER_ID_MAX, CNI_GC_MAX, CNI_NESTING_MAX
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
@@ -265,11 +267,11 @@ def _arguments(text: str) -> dict[str, str]:
     return found
 
 
-def wanted_address(request: Request, universe_v4: IPv4Network, number_of: Any) -> IPv4Interface:
-    """The one address that was asked for. IPv6 is the same host number, so it may come along or stand alone."""
+def wanted_address(request: Request, universe_v4: IPv4Network, number_of: Any) -> IPv4Interface | None:
+    """The one address that was asked for; None: any. IPv6 is the same host number, so it may come along or stand
+    alone."""
     if not request.wanted:
-        raise CniError(Code.NO_ADDRESS, "no address was asked for, and this router gives none by itself yet: say it as "
-                                        "CNI_ARGS IP=10.32.0.5 or as the runtime's \"ips\"")
+        return None
     numbers = {_number(text, universe_v4, number_of) for text in request.wanted}
     if len(numbers) != 1:
         raise CniError(Code.ADDRESS_REFUSED, "a pod has one host number: its IPv4 and IPv6 address follow from it, "
@@ -288,10 +290,21 @@ def _number(text: str, universe_v4: IPv4Network, number_of: Any) -> int:
     return int(number)
 
 
+_CODES: Final[dict[type[UserError], Code]] = {
+    NotNowError: Code.TRY_LATER,
+    ExhaustedError: Code.NO_ADDRESS,
+    NoAddressError: Code.NO_ADDRESS,
+    AddressTakenError: Code.ADDRESS_REFUSED,
+}
+
+
 def code_of(error: UserError) -> Code:
     """For a sentence of another room."""
     if isinstance(error, CniError):
         return error.code
+    for kind, code in _CODES.items():
+        if isinstance(error, kind):
+            return code
     return Code.BAD_ENVIRONMENT if isinstance(error, UsageError) else Code.WIRING_FAILED
 
 
