@@ -166,6 +166,9 @@ def test_underlay_is_the_way_out(host: Netns, tmp_path: Path) -> None:
     host.run("ip", "route", "add", "default", "via", "192.0.1.254", "metric", "50")
     assert host.call(look) == Underlay("up0", 9000) and Underlay("up0", 9000).pod_mtu == 8868
     assert host.call(look, "192.0.1.9", "192.0.0.9", "a-name") == Underlay("up1", 1500)
+    host.run("ip", "link", "set", "lo", "up")
+    assert host.call(look, "192.0.0.1") == Underlay("up0", 9000), "a host that lists itself"
+    assert host.call(look, "192.0.0.1", "192.0.1.9") == Underlay("up1", 1500)
 
     def routes() -> list[str]:
         with IPRoute() as ipr:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from weave_router.limits import CHALLENGES_OPEN_MAX, DATAGRAM_BASE, DATAGRAM_FLOOR
+from weave_router.limits import CHALLENGES_OPEN_MAX, DATAGRAM_BASE, DATAGRAM_FLOOR, SUPERFRAME_SEND_BYTES
 from weave_router.tunnel.liveness import Figures, Liveness, difference
 from weave_router.tunnel.path import Path, payload_ceiling
 from weave_router.tunnel.pmtud import DATA_BYTES, LOSSES, RESOLUTION, PathMtu, Phase
@@ -144,6 +144,7 @@ def test_probe_interval_is_three_round_trips_and_at_least_200_ms() -> None:
 def test_ceiling_depends_on_the_family() -> None:
     assert payload_ceiling(("192.0.2.1", 1), 1500) == 1472
     assert payload_ceiling(("2001:db8::1", 1), 1500) == 1452
+    assert payload_ceiling(("127.0.0.1", 1), 65536) == SUPERFRAME_SEND_BYTES, "a datagram holds no more"
 
 
 # -- liveness ----------------------------------------------------------------------------------------------------

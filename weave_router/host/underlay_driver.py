@@ -38,10 +38,12 @@ def default_pod_mtu(underlay_mtu: int) -> int:
 
 
 def underlay(ipr: Netlink, peers: Iterable[str] = (), *, own_links: Collection[str] = ()) -> Underlay:
-    """The narrowest interface on the way to the peers; without peers that of the default route, else any that is up."""
+    """The narrowest interface on the way to the peers; without peers that of the default route, else any that is up.
+    A peer may be this host itself (one list for all): the way to it, loopback, is none."""
     by_index = {link.index: link for link in links(ipr)}
-    indices = [index for peer in peers if (index := _route_to(ipr, peer))] or _defaults(ipr)
-    candidates = [by_index[index] for index in indices if index in by_index]
+    found = [by_index[index] for peer in peers if (index := _route_to(ipr, peer)) in by_index]
+    candidates = [link for link in found if link.name != "lo"]
+    candidates = candidates or [by_index[index] for index in _defaults(ipr) if index in by_index]
     candidates = candidates or [link for link in by_index.values() if _may_carry(link)]
     usable = [link for link in candidates if link.name not in own_links]
     if not usable:
@@ -54,11 +56,12 @@ def _may_carry(link: Link) -> bool:
     return link.up and link.name != "lo" and not link.master and link.kind not in ("bridge", "tun")
 
 
-def _route_to(ipr: Netlink, peer: str) -> int | None:
+def _route_to(ipr: Netlink, peer: str) -> int:
+    """The interface's index; 0 for a name, and for what is unreachable now: it says nothing about the MTU."""
     try:
-        return int(ipr.route("get", dst=str(ip_address(peer)))[0].get_attr("RTA_OIF") or 0) or None
-    except (ValueError, NetlinkError, IndexError):  # a name, or unreachable now: it says nothing about the MTU
-        return None
+        return int(ipr.route("get", dst=str(ip_address(peer)))[0].get_attr("RTA_OIF") or 0)
+    except (ValueError, NetlinkError, IndexError):
+        return 0
 
 
 def _defaults(ipr: Netlink) -> list[int]:

@@ -5,6 +5,7 @@ Must not know sessions. Called by connection.py.
 
 from typing import Final
 
+from weave_router.limits import SUPERFRAME_SEND_BYTES
 from weave_router.tunnel.pmtud import PathMtu
 from weave_router.tunnel.timers import Timers
 from weave_router.tunnel.wire import Endpoint
@@ -17,7 +18,8 @@ RTT_WEIGHT: Final = 0.125
 
 def payload_ceiling(remote: Endpoint, underlay_mtu: int) -> int:
     """UDP payload that the underlay interface takes towards this address."""
-    return underlay_mtu - (IPV6_HEADERS if ":" in remote[0] else IPV4_HEADERS)
+    room = underlay_mtu - (IPV6_HEADERS if ":" in remote[0] else IPV4_HEADERS)
+    return min(room, SUPERFRAME_SEND_BYTES)  # loopback's MTU is more than a datagram may be
 
 
 class Path:
