@@ -8,27 +8,25 @@ frames of MTU size) and with offloads. Runs alternate, so that a machine that sl
 the median of ``--rounds``. Bridge netfilter is off. Prints a table and writes ``benchmarks/results/latest.json``, whose
 object ``ratios`` is what bars are set on. Exit status 1 where a bar is missed. Needs root and the installed program.
 
-    throughput.py [--rounds N] [--seconds S] [--wire segmented|offloads] [--only tcp|pps|rtt]
+    throughput.py [--rounds N] [--seconds S] [--wire segmented|offloads] [--only tcp|udp|rtt]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import struct
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from _results import RESULTS, merge  # noqa: E402
 from lab import Host, Lab, LabError, Pod  # noqa: E402
 from lab.cluster import start_cluster  # noqa: E402
 from lab.iperf import iperf  # noqa: E402
@@ -36,17 +34,16 @@ from lab.vxlan import join_vxlan, lay_vxlan  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
 WIRES = {"segmented": False, "offloads": True}
 SMALL_PAYLOAD = 22  # a frame of 64 bytes: 14 Ethernet, 20 IPv4, 8 UDP
 ROUND_TRIPS = 20_000
 VXLAN_ADDRESSES = ("10.99.0.1", "10.99.0.2")
 
 BARS = {  # ratio: (least or most, figure); those of the first speed issue, then what later ones promise
-    "tcp_encrypted_segmented": (">=", 0.55),
-    "tcp_encrypted_offloads": (">=", 0.45),
-    "tcp_plaintext_to_encrypted_segmented": (">=", 0.95),
-    "tcp_plaintext_to_encrypted_offloads": (">=", 0.95),
+    "tcp1.encrypted.segmented": (">=", 0.55),
+    "tcp1.encrypted.offloads": (">=", 0.45),
+    "tcp1.plaintext_to_encrypted.segmented": (">=", 0.95),
+    "tcp1.plaintext_to_encrypted.offloads": (">=", 0.95),
 }
 
 
@@ -121,11 +118,11 @@ def awake_cpus() -> Iterator[None]:
 def metrics(lab: Lab, seconds: float, only: str) -> list[Metric]:
     all_ways, pair = ("vxlan", "encrypted", "plaintext"), ("vxlan", "encrypted")
     found = [
-        Metric("tcp", "Mbit/s", tcp(seconds), all_ways),
-        Metric("pps_64_one_flow", "frames/s", pps(lab, seconds, 1), pair),
-        Metric("pps_64_64_flows", "frames/s", pps(lab, seconds, 64), pair),
-        Metric("rtt_p50", "us", rtt(lab, "p50_us"), pair),
-        Metric("rtt_p99", "us", rtt(lab, "p99_us"), pair),
+        Metric("tcp1", "Mbit/s", tcp(seconds), all_ways),
+        Metric("udp64", "frames/s", pps(lab, seconds, 1), pair),
+        Metric("udp64x64", "frames/s", pps(lab, seconds, 64), pair),
+        Metric("rtt.p50", "us", rtt(lab, "p50_us"), pair),
+        Metric("rtt.p99", "us", rtt(lab, "p99_us"), pair),
     ]
     return [metric for metric in found if metric.name.startswith(only)]
 
@@ -154,7 +151,7 @@ def ways_of(lab: Lab, offloads: bool, plaintext: bool) -> dict[str, Way]:
 
 # -- run and report -------------------------------------------------------------------------------------------------
 
-Samples = dict[str, dict[str, list[float]]]  # "metric_wire" -> way -> one figure a round
+Samples = dict[str, dict[str, list[float]]]  # "metric.wire" -> way -> one figure a round
 
 
 def run_wire(wire: str, rounds: int, seconds: float, only: str, console: Console) -> Samples:
@@ -168,7 +165,7 @@ def run_wire(wire: str, rounds: int, seconds: float, only: str, console: Console
                     order = metric.ways if number % 2 == 0 else metric.ways[::-1]
                     for name in order:
                         taken[name].append(metric.measure(ways[name]))
-            samples[f"{metric.name}_{wire}"] = taken
+            samples[f"{metric.name}.{wire}"] = taken
             console.print(f"{wire} wire, {metric.name} ({metric.unit}): {describe(taken)}", highlight=False)
     return samples
 
@@ -181,11 +178,11 @@ def ratios_of(samples: Samples) -> dict[str, float]:
     ratios: dict[str, float] = {}
     for key, taken in samples.items():
         middle = {name: statistics.median(values) for name, values in taken.items()}
-        metric, wire = key.rsplit("_", 1)
+        metric, wire = key.rsplit(".", 1)
         for name in middle.keys() - {"vxlan"}:
-            ratios[f"{metric}_{name}_{wire}"] = round(middle[name] / middle["vxlan"], 3)
+            ratios[f"{metric}.{name}.{wire}"] = round(middle[name] / middle["vxlan"], 3)
         if "plaintext" in middle:
-            ratios[f"{metric}_plaintext_to_encrypted_{wire}"] = round(middle["plaintext"] / middle["encrypted"], 3)
+            ratios[f"{metric}.plaintext_to_encrypted.{wire}"] = round(middle["plaintext"] / middle["encrypted"], 3)
     return dict(sorted(ratios.items()))
 
 
@@ -207,25 +204,15 @@ def show(ratios: dict[str, float], console: Console) -> None:
 
 
 def write(ratios: dict[str, float], samples: Samples, options: argparse.Namespace) -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "kernel": platform.release(),
-        "cpus": os.cpu_count(),
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "ratios": ratios,
-        "samples": samples,
-    }
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+    merge("throughput", {"rounds": options.rounds, "seconds": options.seconds, "samples": samples}, ratios)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed against kernel VXLAN, in network namespaces.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of each throughput run")
+    parser.add_argument("--seconds", type=int, default=2, help="length of each throughput run")
     parser.add_argument("--wire", choices=sorted(WIRES), help="one kind of wire only")
-    parser.add_argument("--only", choices=["tcp", "pps", "rtt"], default="", help="one kind of figure only")
+    parser.add_argument("--only", choices=["tcp", "udp", "rtt"], default="", help="one kind of figure only")
     return parser.parse_args()
 
 
