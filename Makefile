@@ -4,7 +4,7 @@
 #   make demo            the main job in network namespaces (root); KEEP=1 leaves it up and says how to enter
 #   make sweep           removes what a kept demo left up
 #   make test            all tests; ROOMS="unit kernel" some of them; ARGS="-k replay" for pytest
-#   make bench           the benchmarks
+#   make bench           the benchmarks, beside kernel VXLAN and other overlays; QUICK=1: one round
 #   make lint            ruff, mypy, stubtest, cython-lint, layering, documentation
 #   make debug           builds with live-buffer counters and asserts, runs unit and kernel tests on it
 #   make asan            builds with address and undefined-behaviour sanitizers, runs unit and security tests on it
@@ -110,9 +110,19 @@ sweep: .setup/release
 test: .setup/release
 	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
 
-bench: .setup/release
-	@for script in benchmarks/[a-z]*.py; do \
-	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P $$script $(ARGS); done
+# QUICK=1: one round of each, to see that all of it runs; figures are medians of five.
+BENCH_ROUNDS = $(if $(QUICK),1,5)
+.setup/bench: .setup/dependencies
+	@.ci/packages bench
+	@$(BIN)/python .ci/requirements bench > $@.txt
+	@$(PIP) install -r $@.txt -c .ci/constraints.txt
+	@touch $@
+
+bench: .setup/release .setup/bench
+	@for script in throughput others; do \
+	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P benchmarks/$$script.py --rounds $(BENCH_ROUNDS) \
+	    $(if $(QUICK),--seconds 1) $(ARGS); done
+	@$(BIN)/python -P benchmarks/plots.py
 
 lint: .setup/release
 	@$(BIN)/python .ci/rooms quality -- $(ARGS)

@@ -37,9 +37,6 @@ from rich.table import Table  # noqa: E402
 from throughput import WIRES, Way, pps, rtt, tcp, ways_of  # noqa: E402
 
 UP_SECONDS: Final = 15.0
-PACKAGES: Final = (
-    "wireguard-go", "wireguard-tools", "tinc", "fastd", "n2n", "net-tools", "openvpn", "nebula", "openssl",
-)  # fmt: skip
 OPENVPN_CIPHER: Final = "AES-256-GCM"
 
 
@@ -254,15 +251,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=1, help="length of each throughput run")
     parser.add_argument("--only", default="", help="names, by commas")
     parser.add_argument("--wire", choices=sorted(WIRES), help="one kind of wire only")
-    parser.add_argument("--install", action="store_true", help="first install what is missing (Debian, root)")
     return parser.parse_args()
 
 
 def main() -> int:
     options = parse()
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    if options.install:
-        run(["apt-get", "-qq", "install", "--no-install-recommends", "-y", *PACKAGES], timeout=600)
     per_wire: dict[str, Any] = {}
     said: dict[str, str] = {}
     for wire in [options.wire] if options.wire else WIRES:
