@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from weave_router.fastpath import aead
-from weave_router.fastpath.engine import CIPHERS, SUITE_AESGCM, SUITE_CHACHAPOLY
+from weave_router.fastpath.engine import CIPHERS, SUITE_AESGCM, SUITE_CHACHAPOLY, Engine
 
 ORACLES = {SUITE_AESGCM: AESGCM, SUITE_CHACHAPOLY: ChaCha20Poly1305}
 SIZES = [0, 1, 8, 15, 16, 17, 63, 64, 65, 1371, 1440, 9000, 65451]
@@ -39,6 +39,43 @@ def test_one_changed_bit_opens_nothing(suite: int) -> None:
         other = bytearray(head)
         other[bit // 8] ^= 1 << bit % 8
         assert aead.open_(suite, key, nonce, bytes(other), sealed) is None
+
+
+def with_ipsec_mb() -> None:
+    if not aead.CIPHERS[SUITE_AESGCM].startswith("libipsec-mb"):
+        pytest.skip("libipsec-mb is not here, or OpenSSL is faster")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_both_implementations_read_each_other(size: int) -> None:
+    with_ipsec_mb()
+    rng = random.Random(size)
+    key, nonce, head, data = (rng.randbytes(n) for n in (32, 12, 16, size))
+    for sealer, opener in ((True, False), (False, True)):
+        sealed = aead.seal(SUITE_AESGCM, key, nonce, head, data, sealer)
+        assert sealed == AESGCM(key).encrypt(nonce, data, head)
+        assert aead.open_(SUITE_AESGCM, key, nonce, head, sealed, opener) == data
+
+
+def test_every_bit_of_the_tag_counts_in_both() -> None:
+    key, nonce, head = bytes(range(32)), bytes(range(12)), bytes(range(16))
+    for plain_openssl in (True, False):
+        sealed = aead.seal(SUITE_AESGCM, key, nonce, head, bytes(100), plain_openssl)
+        for bit in range(800, 928):
+            changed = bytearray(sealed)
+            changed[bit // 8] ^= 1 << bit % 8
+            assert aead.open_(SUITE_AESGCM, key, nonce, head, bytes(changed), plain_openssl) is None
+
+
+def test_refusing_ipsec_mb_leaves_openssl() -> None:
+    refusing = Engine(workers=1, mtu=1368, refuse=frozenset({"ipsec_mb"}))
+    assert set(refusing.ciphers.values()) == {"OpenSSL EVP"}
+    assert Engine(workers=1, mtu=1368).ciphers == CIPHERS
+
+
+def test_the_faster_implementation_serves() -> None:
+    with_ipsec_mb()
+    assert aead.race(False) < aead.race(True)
 
 
 def test_unknown_suites_and_wrong_sizes_are_refused() -> None:

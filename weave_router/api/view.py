@@ -87,9 +87,9 @@ class View:
 
     def service(self) -> schema.Service:
         parts, config = self._parts, self._parts.config
-        ciphers = ", ".join(f"{name} ({fastpath.CIPHERS[suite]})" for suite, name in
+        ciphers = ", ".join(f"{name} ({parts.engine.ciphers[suite]})" for suite, name in
                             ((fastpath.SUITE_AESGCM, "aes-256-gcm"), (fastpath.SUITE_CHACHAPOLY, "chacha20-poly1305"))
-                            if suite in fastpath.CIPHERS)
+                            if suite in parts.engine.ciphers)
         return schema.Service(
             version=parts.mesh.config.version, id=parts.node_id.hex(), name=config.name, nickname=config.nickname,
             incarnation=parts.incarnation, started_at=parts.started_at, uptime=time.time() - parts.started_at,

@@ -4,6 +4,8 @@ from libc.stdint cimport uint8_t
 
 cdef enum:
     TAG_SIZE = 16
+    AAD_SIZE = 16
+    NONCE_SIZE = 12
     AESGCM = 1
     CHACHAPOLY = 2
 
@@ -13,5 +15,5 @@ cdef struct Cipher:
     void (*wipe)(Cipher *self) noexcept nogil
     void *context
 
-# 0 or -1. `key` is 32 bytes, copied. The caller calls wipe() once.
-cdef int cipher_init(Cipher *self, int suite, const uint8_t *key, bint sealing) noexcept nogil
+# 0 or -1. `key` is 32 bytes, copied. The caller calls wipe() once. `plain_openssl`: OpenSSL's even where another is faster.
+cdef int cipher_init(Cipher *self, int suite, const uint8_t *key, bint sealing, bint plain_openssl) noexcept nogil

@@ -122,6 +122,7 @@ from weave_router.fastpath.state cimport (
 from weave_router.fastpath.worker cimport worker_free, worker_new, worker_run
 
 from weave_router.fastpath.aead import CIPHERS as _CIPHERS
+from weave_router.fastpath.aead import CIPHERS_OPENSSL
 from weave_router.fastpath.counters import COUNTERS, DROP_REASONS
 
 SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
@@ -243,6 +244,7 @@ cdef class Engine:
     cdef int commands_lost
     cdef readonly int event_fd
     cdef readonly object refuse
+    cdef readonly object ciphers
 
     def __cinit__(self, *, int workers, int mtu, object refuse=frozenset(), int network=0):
         cdef int i
@@ -250,6 +252,7 @@ cdef class Engine:
             raise ValueError(f"workers must be 1 to {WORKERS_MAX}")
         self.workers = workers
         self.refuse = frozenset(refuse)
+        self.ciphers = dict(CIPHERS_OPENSSL if "ipsec_mb" in self.refuse else CIPHERS)
         self.threads = []
         self.limbo = []
         self.local_macs = {}
@@ -615,6 +618,7 @@ cdef class Engine:
         cdef Session *fresh
         cdef uint32_t place = <uint32_t>session & (SESSION_SLOTS - 1)
         cdef int i
+        cdef bint plain = "ipsec_mb" in self.refuse
         self._node(slot)
         if len(send_key) != 32 or len(recv_key) != 32 or session == 0:
             raise ValueError("keys of 32 bytes, an index other than 0")
@@ -628,7 +632,8 @@ cdef class Engine:
         fresh.slot = slot
         fresh.flags = flags
         for i in range(self.workers):
-            if cipher_init(&fresh.seal[i], suite, send_key, True) or cipher_init(&fresh.open[i], suite, recv_key, False):
+            if cipher_init(&fresh.seal[i], suite, send_key, True, plain) or \
+                    cipher_init(&fresh.open[i], suite, recv_key, False, plain):
                 session_free(fresh)
                 raise ValueError(f"suite {suite} is not available")
         release_ptr(&self.s.sessions[place], fresh)
