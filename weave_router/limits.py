@@ -98,6 +98,9 @@ RECORD_TAGS_MAX: Final = 8
 RECORD_TAG_BYTES_MAX: Final = 32
 """Bytes of a tag's key or value, for the same reason."""
 
+RECORD_TRUSTED_MAX: Final = 16
+"""Networks of --trusted-subnets, which the record names: about 50 bytes each at most, within 4 KiB."""
+
 RECORD_TOKENS_MAX: Final = 4
 """Token ids per record: a token file has one to four lines."""
 

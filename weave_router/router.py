@@ -65,6 +65,7 @@ from weave_router.tunnel.identity import Identity
 from weave_router.tunnel.state import State
 from weave_router.tunnel.timers import timers_from_environment
 from weave_router.tunnel.token_driver import load_tokens
+from weave_router.tunnel.trust import Trust
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -302,7 +303,9 @@ class Router:
             mesh_events.Config(name=config.name, port=config.port, endpoints=self._endpoints(), pod_mtu=self.pod_mtu,
                                flags=FLAG_PLAINTEXT * config.plaintext | FLAG_NO_AES * (not self.aes),
                                discovery=not config.no_discovery,
-                               version=__version__),
+                               version=__version__, trusted=config.trusted_subnets,
+                               nickname=config.nickname if config.nickname != config.name else "",
+                               link_limit=config.conn_limit or limits.LINKS_MAX),
             identity=self.identity, tokens=self.tokens, incarnation=self.incarnation, run=self.store.run_nonce,
             rng=Random(os.urandom(16)), entropy=os.urandom, now=asyncio.get_running_loop().time())
         self.mesh_driver = MeshDriver(self.mesh, host=config.host or None, port=config.port,
@@ -317,7 +320,7 @@ class Router:
             self.identity, self.tokens, self.incarnation, rng=os.urandom, timers=timers_from_environment(os.environ),
             plaintext=config.plaintext, aes=self.aes, counter_start=self.store.counter_start(),
             underlay_mtu=self.underlay_mtu, pod_mtu=self.pod_mtu, port=config.port,
-            local_addresses=frozenset(self.addresses))
+            local_addresses=frozenset(self.addresses), trusted=Trust(config.trusted_subnets))
         self.tunnel = TunnelDriver(
             self.engine, self._tunnel_core, store=self.store, run_in_writer=self.in_writer,
             seen=self.store.peers_seen(), on_changed=self._connection_changed, on_pod_mtu=self._pod_mtu_heard,
@@ -429,7 +432,8 @@ class Router:
     def _peer(self, node_id: bytes, record: Record) -> None:
         self.tunnel.peer_set(PeerInfo(
             node_id, self.routes.slots.of(node_id), record.x25519_public, self._ways_to(node_id, record),
-            record.incarnation, record.pod_mtu, plaintext=bool(record.flags & FLAG_PLAINTEXT),
+            record.incarnation, record.pod_mtu,
+            plaintext=bool(record.flags & FLAG_PLAINTEXT) or Trust(record.trusted).all_of(self._endpoints()),
             aes=not record.flags & FLAG_NO_AES))
 
     def _ways_to(self, node_id: bytes, record: Record) -> tuple[Endpoint, ...]:
@@ -440,7 +444,7 @@ class Router:
 
     def _peer_again(self, node_id: bytes) -> None:
         signed = self.mesh.table.get(node_id)
-        if signed is not None and self.routes.slots.of(node_id):
+        if signed is not None and self.routes.slots.of(node_id) > fastpath.SLOT_LOCAL:
             self._peer(node_id, signed.record)
 
     def _other_owner(self, number: int) -> str | None:
@@ -531,6 +535,8 @@ class Router:
                 self.addresses = addresses
                 self.tunnel.local_addresses_set(frozenset(addresses))
                 self.mesh_driver.do(lambda mesh, now: mesh.set_endpoints(self._endpoints(), now))
+                for signed in list(self.mesh.table):  # whether they trust us may be different now
+                    self._peer_again(signed.node_id)
 
     def _answer_or_not(self) -> None:
         """ARP and ND are not answered for a node that is unreachable and whose session has been silent."""
@@ -636,7 +642,8 @@ class Commands(View):
 
     def _slot_of(self, text: str) -> int:
         found = [signed.node_id for signed in self._parts.mesh.table
-                 if signed.record.name == text or (len(text) >= 4 and signed.node_id.hex().startswith(text.lower()))]
+                 if text in (signed.record.name, signed.record.nickname)
+                 or (len(text) >= 4 and signed.node_id.hex().startswith(text.lower()))]
         found = [node_id for node_id in found if node_id != self._parts.node_id]
         if len(found) != 1:
             raise UserError(f"{text} names {len(found)} peers: give name or id of one (`weave-router status peers`)")

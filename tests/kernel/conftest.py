@@ -1,4 +1,5 @@
-"""Network namespaces for the tests of host/: each made by a test, entered by a thread, gone at its end."""
+"""Network namespaces for the tests of host/ (each made by a test, entered by a thread, gone at its end), and the
+fast path with its peers that the tests of fastpath/ begin with."""
 
 import ctypes
 import os
@@ -6,9 +7,11 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from kernel.fastpath_world import World, build
 
 
 class Netns:
@@ -56,3 +59,15 @@ def make_netns() -> Iterator[Callable[[], Netns]]:
 def host(make_netns: Callable[[], Netns]) -> Netns:
     """A host without anything on it."""
     return make_netns()
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with ExitStack() as stack:
+        yield build(stack)
+
+
+@pytest.fixture
+def without_sessions() -> Iterator[World]:
+    with ExitStack() as stack:
+        yield build(stack, sessions=False)

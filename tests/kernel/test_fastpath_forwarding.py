@@ -5,8 +5,6 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from kernel.fastpath_pair import LEFT, PREFIX6, RIGHT, ip4, ip6, mac, wait_for
@@ -29,25 +27,12 @@ from kernel.fastpath_peer import (
     udp,
     vnet,
 )
-from kernel.fastpath_world import A, B, C, World, build, plain, start_again
+from kernel.fastpath_world import A, B, C, World, plain, start_again
 from scapy.layers.inet import ICMP, IP
 from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import Ether
 
 from weave_router.fastpath import engine as fp
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with ExitStack() as stack:
-        yield build(stack)
-
-
-@pytest.fixture
-def without_sessions() -> Iterator[World]:
-    with ExitStack() as stack:
-        yield build(stack, sessions=False)
-
 
 # -- the wire --------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ Topology: fastpath_world.py.
 import os
 import random
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -23,19 +22,6 @@ from kernel.fastpath_peer import (
 from kernel.fastpath_world import A, B, C, World, build, plain, start_again, use
 
 from weave_router.fastpath import engine as fp
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    with ExitStack() as stack:
-        yield build(stack)
-
-
-@pytest.fixture
-def without_sessions() -> Iterator[World]:
-    with ExitStack() as stack:
-        yield build(stack, sessions=False)
-
 
 # -- parking ---------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Two routers that begin to speak in the same instant, fifty times: each time both have a session within 4 s.
 
-    pod a -- [h1 router] ----- cable ----- [h2 router] -- pod a        sessions are made to end after 0.4 s
+    pod a -- [h1 router] ----- cable ----- [h2 router] -- pod a        sessions are made to end after 0.25 s
 
 One process holds a socket in either pod and sends from both at once, when neither router has a session: the frames
 wait, both initiate, what arrives has crossed on a session. (The rekey bar itself is in test_gaps.py.)
@@ -25,10 +25,10 @@ SESSION_WITHIN = 4.0
 PORT = 9000
 INITIATION = 1
 SHORT_SESSIONS = {
-    "WEAVE_ROUTER_DEBUG_REJECT": "0.4",
+    "WEAVE_ROUTER_DEBUG_REJECT": "0.25",
     "WEAVE_ROUTER_DEBUG_SEND_MARGIN": "0.05",
-    "WEAVE_ROUTER_DEBUG_REKEY": "0.349",
-    "WEAVE_ROUTER_DEBUG_REKEY_OTHER": "0.349",
+    "WEAVE_ROUTER_DEBUG_REKEY": "0.199",
+    "WEAVE_ROUTER_DEBUG_REKEY_OTHER": "0.199",
     "WEAVE_ROUTER_DEBUG_INDEX_REST": "0.5",
 }
 

@@ -11,6 +11,7 @@ before the hosts do, so that they get their default route. Called by lab.py.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -23,7 +24,7 @@ GATEWAY_NUMBER: Final = 254
 BOTH: Final = ("v4", "v6")
 
 
-class Segment:
+class Segment(ABC):
     """One IP subnet per family and the wires into it."""
 
     def __init__(self, index: int, *, mtu: int = 1500, offloads: bool = True) -> None:
@@ -41,9 +42,9 @@ class Segment:
     def address(self, number: int, family: str) -> str:
         return str((self.v4 if family == "v4" else self.v6)[number])
 
+    @abstractmethod
     def _far_end(self, end: End) -> End | None:
         """The other end of the next wire; None while a cable has only one."""
-        raise NotImplementedError
 
     def connect(
         self, namespace: Namespace, interface: str, *, faults: Faults | None = None, offloads: bool | None = None
@@ -58,6 +59,7 @@ class Segment:
         self._joined(far)
         return wire
 
+    @abstractmethod
     def _joined(self, far: End) -> None:
         """Called when a wire was laid."""
 

@@ -15,6 +15,7 @@ from weave_router.tunnel.identity import Identity
 from weave_router.tunnel.state import State
 from weave_router.tunnel.timers import Timers
 from weave_router.tunnel.token import Token, TokenSet
+from weave_router.tunnel.trust import Trust
 from weave_router.tunnel.wire import Type
 
 KEY_REASONS = ("unknown session", "bad tag", "replay", "parked too long")
@@ -541,6 +542,49 @@ def test_payload_is_plaintext_only_where_both_said_so(one: bool, two: bool) -> N
     assert frame in b.delivered
     assert a.status(b).plaintext is b.status(a).plaintext is (one and two)
     assert a.status(b).reason is (Reason.PLAINTEXT_ONE_SIDED if one != two else None)
+
+
+@pytest.mark.parametrize(("one", "two"), [(True, True), (True, False), (False, True), (False, False)])
+def test_payload_is_plaintext_where_both_trust_the_others_address(one: bool, two: bool) -> None:
+    net = Net(61)
+    a, b = net.node("a"), net.node("b")
+    nowhere = Trust(["203.0.113.0/24"])
+    for node, other, trusts in ((a, b, one), (b, a, two)):
+        node.tunnel._shared.trusted = Trust([other.address]) if trusts else nowhere
+    net.introduce(a, b)
+    a.learn(b, plaintext=two)
+    b.learn(a, plaintext=one)
+    frame = a.send(b, 100)
+    net.run(1.0)
+    assert frame in b.delivered
+    assert a.status(b).plaintext is b.status(a).plaintext is (one and two)
+    assert a.status(b).reason is (Reason.PLAINTEXT_ONE_SIDED if one != two else None)
+
+
+def test_plaintext_does_not_follow_a_peer_out_of_the_trusted_subnet() -> None:
+    net = Net(62)
+    a, b = net.node("a"), net.node("b")
+    a.tunnel._shared.trusted, b.tunnel._shared.trusted = Trust([b.address]), Trust([a.address])
+    net.introduce(a, b)
+    a.learn(b, plaintext=True)
+    b.learn(a, plaintext=True)
+    a.send(b, 100)
+    net.run(1.0)
+    assert a.status(b).plaintext
+    b.move("203.0.113.9")
+    for _ in range(200):
+        a.send(b, 100)
+        b.send(a, 100)
+        net.run(0.1)
+        status = a.status(b)
+        assert not (status.plaintext and status.remote and status.remote[0] == "203.0.113.9")
+    a.learn(b)
+    frames = []
+    for _ in range(100):
+        frames.append(a.send(b, 100))
+        net.run(0.1)
+    assert frames[-2] in b.delivered
+    assert not a.status(b).plaintext and not b.status(a).plaintext
 
 
 @pytest.mark.parametrize(("one", "two", "cipher"), [(True, True, "aes-256-gcm"), (True, False, "chacha20-poly1305"),

@@ -324,10 +324,13 @@ def test_too_many_groups_become_the_wish_for_all_floods() -> None:
     mesh = lone()
     groups = [bytes([1, 0, 0x5E, 0, 0, number]) for number in range(limits.RECORD_GROUPS_MAX + 1)]
     mesh.set_groups(groups[:-1], 1.0)
+    mesh.handle_timer(1.1)
     assert mesh.own.record.groups == tuple(groups[:-1]) and not mesh.own.record.flags & FLAG_FLOOD
     mesh.set_groups(groups, 2.0)
+    mesh.handle_timer(2.1)
     assert mesh.own.record.groups == () and mesh.own.record.flags & FLAG_FLOOD
     mesh.set_groups([], 3.0)
+    mesh.handle_timer(3.1)
     assert not mesh.own.record.flags & FLAG_FLOOD
 
 
@@ -527,6 +530,17 @@ def test_links_are_bounded_and_the_one_too_many_is_told() -> None:
     assert len(left) == 2
     assert target(left[0], "10.0.0.200")[1] == "the peer has as many links as it may"
     assert len(hub.core.own.record.links) == limits.RECORD_LINKS_MAX
+
+
+def test_the_operators_limit_of_links_holds_for_calls_and_callers() -> None:
+    net = Network(1)
+    hub = net.add(200, link_limit=2)
+    for index in range(1, 4):
+        net.add(index, 200, discovery=False)
+    net.run(8.0)
+    assert len(hub.core.status().links) == 2
+    left = [node for node in net.running() if node is not hub and not node.core.status().links]
+    assert [target(node, "10.0.0.200")[1] for node in left] == ["the peer has as many links as it may"]
 
 
 def test_a_node_with_enough_links_of_its_own_looks_for_no_more() -> None:

@@ -57,6 +57,17 @@ def test_urgent_changes_go_at_once_while_the_burst_lasts() -> None:
     assert one.signed.record.prefixes == (Prefix(0x0A200000 + 11, 32),)
 
 
+def test_groups_joined_together_are_one_record_after_50_ms() -> None:
+    one = own()
+    one.change(101.0, urgent=True, prefixes=(Prefix(0x0A200000, 32),))
+    assert issued(one, 101.0) == [101.0]
+    for number in range(1, 6):
+        groups = tuple(bytes([1, 0, 0x5E, 0, 0, i]) for i in range(number))
+        one.change(101.0 + number / 1000, soon=True, groups=groups)
+    assert issued(one, 103.0) == [101.051]
+    assert len(one.signed.record.groups) == 5
+
+
 def test_round_trip_times_alone_wait_a_minute() -> None:
     one, other = own(), identity(2).node_id
     one.set_links({other: 30}, 100.5)

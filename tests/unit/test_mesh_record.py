@@ -44,7 +44,8 @@ def test_wire_is_plain_messagepack() -> None:
     made = signed(1, links=(Link(bytes(16), 7),), prefixes=(Prefix(0x0A200001, 32),), tags={"a": b"b"})
     fields = msgpack.unpackb(made.data[64:], raw=False)
     assert fields[0] == 1 and fields[1] == DOMAIN and fields[7] == "host1"
-    assert fields[9] == [[bytes(16), 7]] and fields[10] == [[0x0A200001, 32, b""]] and fields[-1] == {"a": b"b"}
+    assert fields[9] == [[bytes(16), 7]] and fields[10] == [[0x0A200001, 32, b""]]
+    assert fields[17:] == [{"a": b"b"}, "", []]
     assert decode_record_untrusted(forged(1, msgpack.packb(fields)), domain=DOMAIN).record == made.record
 
 
@@ -144,6 +145,10 @@ ODD = {
     "one group twice": {"groups": (b"\x01" + MAC[1:],) * 2},
     "too many groups": {"groups": tuple(bytes([1, 0, 0, 0, 0, n]) for n in range(limits.RECORD_GROUPS_MAX + 1))},
     "too many tokens": {"tokens_accepted": (1,) * (limits.RECORD_TOKENS_MAX + 1)},
+    "nickname too long": {"nickname": "n" * (limits.RECORD_NAME_MAX + 1)},
+    "too many bytes in the nickname": {"nickname": "\u00e9" * limits.RECORD_NAME_MAX},
+    "nickname of control characters": {"nickname": "a\x1b[2J"},
+    "too many trusted networks": {"trusted": tuple(f"10.{n}.0.0/16" for n in range(limits.RECORD_TRUSTED_MAX + 1))},
     "too many tags": {"tags": {str(n): b"" for n in range(limits.RECORD_TAGS_MAX + 1)}},
     "long tag": {"tags": {"a" * (limits.RECORD_TAG_BYTES_MAX + 1): b""}},
     "long tag value": {"tags": {"a": bytes(limits.RECORD_TAG_BYTES_MAX + 1)}},
@@ -170,8 +175,8 @@ def test_other_shapes_are_refused(body: bytes) -> None:
 
 def test_deep_nesting_behind_the_known_fields_is_refused() -> None:
     body = signed(1).data[64:]
-    assert body[0] == 0xDC and int.from_bytes(body[1:3], "big") == 18
-    deep = b"\xdc" + (19).to_bytes(2, "big") + body[3:] + b"\x91" * 2500 + b"\x01"
+    assert body[0] == 0xDC and int.from_bytes(body[1:3], "big") == 20
+    deep = b"\xdc" + (21).to_bytes(2, "big") + body[3:] + b"\x91" * 2500 + b"\x01"
     with pytest.raises(BadPacket, match="record encoding"):
         decode_record_untrusted(forged(1, deep), domain=DOMAIN)
 

@@ -81,7 +81,7 @@ class View:
 
     def name_of(self, node_id: bytes) -> str:
         record = self._record(node_id)
-        return record.name if record else node_id.hex()[:12]
+        return record.shown_name if record else node_id.hex()[:12]
 
     # -- the router itself -------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class View:
 
     def _peer(self, node_id: bytes, record: Record, mesh: MeshStatus) -> schema.Peer:
         return schema.Peer(
-            id=node_id.hex(), nickname=record.name, incarnation=record.incarnation, seq=record.seq,
+            id=node_id.hex(), nickname=record.shown_name, incarnation=record.incarnation, seq=record.seq,
             version=record.version, addresses=tuple(endpoint_text(e) for e in record.endpoints),
             reachable=node_id in mesh.reachable or node_id == self._parts.node_id, pod_mtu=record.pod_mtu,
             plaintext=bool(record.flags & FLAG_PLAINTEXT), behind_nat=bool(record.flags & FLAG_NAT),
@@ -214,7 +214,7 @@ class View:
             networks = [IPv4Network((p.number, p.prefix_len)) for p in signed.record.prefixes]
             if networks:
                 yield schema.Block(
-                    peer=signed.node_id.hex(), nickname=signed.record.name, prefixes=tuple(map(str, networks)),
+                    peer=signed.node_id.hex(), nickname=signed.record.shown_name, prefixes=tuple(map(str, networks)),
                     addresses=sum(network.num_addresses for network in networks),
                     reachable=signed.node_id in reachable or signed.node_id == self._parts.node_id,
                 )
@@ -272,7 +272,7 @@ class View:
         return schema.Tokens(
             sending=f"{tokens.first.id:08x}", accepted=tuple(f"{token.id:08x}" for token in tokens),
             nodes=tuple(
-                schema.TokenUse(peer=signed.node_id.hex(), nickname=signed.record.name,
+                schema.TokenUse(peer=signed.node_id.hex(), nickname=signed.record.shown_name,
                                 sending=f"{signed.record.token_sent:08x}",
                                 accepted=tuple(f"{token:08x}" for token in signed.record.tokens_accepted))
                 for signed in self._parts.mesh.table
@@ -304,7 +304,8 @@ class View:
 
     def _mtu_warnings(self) -> list[str]:
         own = self._parts.pod_mtu
-        return [f"node {signed.record.name} has pod MTU {signed.record.pod_mtu}, this node {own}: set one with --mtu"
+        return [f"node {signed.record.shown_name} has pod MTU {signed.record.pod_mtu}, this node {own}: set one with "
+                "--mtu"
                 for signed in self._parts.mesh.table if signed.record.pod_mtu not in (0, own)]
 
 

@@ -24,13 +24,14 @@ class Calls:
     """``up``: node id -> number of its link, as the core keeps it. ``emit`` takes the effects."""
 
     def __init__(self, targets: Targets, replica: Replica, up: Mapping[bytes, int], *, discovery: bool, rng: Random,
-                 numbers: Iterator[int], emit: Callable[[Dial], None]) -> None:
+                 numbers: Iterator[int], emit: Callable[[Dial], None], link_limit: int = limits.LINKS_MAX) -> None:
         self.targets = targets
         self.dials: dict[int, float] = {}
         """Not connected yet -> by when they must be."""
         self._replica = replica
         self._up = up
         self._discovery = discovery
+        self._sought = min(limits.LINKS_DISCOVERED_MAX, link_limit)
         self._rng = rng
         self._numbers = numbers
         self._emit = emit
@@ -76,7 +77,7 @@ class Calls:
         """Whether a member is to be called: it is out of reach, or we have few links."""
         if not self._discovery or node_id in self._up or node_id == self._replica.own_id or not self._ways_to(node_id):
             return False
-        few = len(self._up) + len(self._calls) < limits.LINKS_DISCOVERED_MAX
+        few = len(self._up) + len(self._calls) < self._sought
         return few or node_id not in self._replica.topology.reachable
 
     def _ways_to(self, node_id: bytes) -> list[Endpoint]:
@@ -91,13 +92,13 @@ class Calls:
     # -- what may be worth a call -----------------------------------------------------------------------------------
     def discover(self, now: float) -> None:
         """While links are few, some members that were not needed may be needed now."""
-        if self._discovery and len(self._up) < limits.LINKS_DISCOVERED_MAX:
+        if self._discovery and len(self._up) < self._sought:
             ids = sorted(signed.node_id for signed in self._replica.table if signed.node_id not in self._up)
             for node_id in self._rng.sample(ids, min(limits.LINKS_DISCOVERED_MAX, len(ids))):
                 self.targets.want(node_id, self.targets.first_call_at(node_id, now))
 
     def discover_if_few(self, now: float) -> None:
-        if len(self._up) < min(LINKS_SOUGHT, self._members - 1):
+        if len(self._up) < min(LINKS_SOUGHT, self._sought, self._members - 1):
             self.discover(now)
 
     def follow(self, delta: Delta, now: float) -> None:

@@ -93,7 +93,7 @@ class Mesh:
             domain=tokens.domain, ed25519_public=identity.ed25519_public, x25519_public=identity.x25519_public,
             incarnation=incarnation, seq=1, run=run, name=config.name, endpoints=config.endpoints,
             pod_mtu=config.pod_mtu, flags=self._own_flags, token_sent=tokens.first.id, tokens_accepted=tokens.ids,
-            version=config.version)
+            version=config.version, nickname=config.nickname, trusted=config.trusted)
         self.replica = Replica(OwnRecord(draft, identity.sign, now), verify=verify, now=now)
         self.targets = Targets(self.node_id, rng, config.port)
         self.admission = Admission()
@@ -104,6 +104,7 @@ class Mesh:
         self._ticks = 0
         self._effects: list[Effect] = []
         self.calls = Calls(self.targets, self.replica, self._up, discovery=config.discovery, rng=rng,
+                           link_limit=config.link_limit,
                            numbers=self._numbers, emit=self._emit)
         self.closed = False
 
@@ -167,7 +168,7 @@ class Mesh:
         """Joined multicast groups; more than a record holds makes this node ask for every flooded frame."""
         groups = tuple(sorted(set(macs)))
         self._many_groups = len(groups) > limits.RECORD_GROUPS_MAX
-        self._change(now, urgent=True, groups=() if self._many_groups else groups, flags=self._flags())
+        self._change(now, soon=True, groups=() if self._many_groups else groups, flags=self._flags())
 
     def set_flags(self, flags: int, now: float) -> None:
         self._own_flags = flags | (0 if self.config.discovery else FLAG_NO_DISCOVERY)
@@ -204,8 +205,8 @@ class Mesh:
                 self._drop(number, "token removed", now)
         self._change(now, token_sent=tokens.first.id, tokens_accepted=tokens.ids)
 
-    def _change(self, now: float, *, urgent: bool = False, **fields: Any) -> None:
-        self.replica.own.change(now, urgent=urgent, **fields)
+    def _change(self, now: float, *, urgent: bool = False, soon: bool = False, **fields: Any) -> None:
+        self.replica.own.change(now, urgent=urgent, soon=soon, **fields)
         issued = self.replica.issue(now)
         self._settle(now)
         if issued:
@@ -335,7 +336,7 @@ class Mesh:
         """Why this new link does not stay; empty if it does."""
         if other is not None:
             return "" if self._is_better(link, self._places[other].link) else "duplicate"
-        return "full" if len(self._up) >= limits.LINKS_MAX else ""
+        return "full" if len(self._up) >= self.config.link_limit else ""
 
     def _is_better(self, new: Link, old: Link) -> bool:
         """The same answer at both ends: a later start of the peer, then the smaller id's call, then the later one."""

@@ -6,6 +6,7 @@ Effects are for driver.py to carry out; events are for router.py to hand on (rou
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from weave_router import limits
 from weave_router.mesh.record import Endpoint, SignedRecord
 from weave_router.mesh.table import Delta
 from weave_router.tunnel.wire import SuiteCode
@@ -16,7 +17,8 @@ NO_PROOF = "no proof from peer (wrong token, or not a weave-router)"
 @dataclass(frozen=True, slots=True)
 class Config:
     """``endpoints``: addresses that others shall dial first; those that links prove are added. ``flags``: as in the
-    record. ``discovery`` off: exactly the targets are linked."""
+    record. ``discovery`` off: exactly the targets are linked. ``nickname``: empty where it is the name.
+    ``link_limit``: links to more nodes are refused as "full"."""
 
     name: str
     port: int
@@ -25,6 +27,9 @@ class Config:
     flags: int = 0
     discovery: bool = True
     version: str = ""
+    nickname: str = ""
+    trusted: tuple[str, ...] = ()
+    link_limit: int = limits.LINKS_MAX
     suite: SuiteCode = SuiteCode.AESGCM_SHA256
 
 

@@ -1,7 +1,8 @@
 """Our own record: what goes into it, and when a new one is issued.
 
 Rules (design-control 3): a change is issued after 50 ms and at least 1 s after the last; what an attach waits for
-(prefixes, groups) goes at once while the burst lasts; round-trip times alone at most once a minute. The burst is
+(prefixes) goes at once while the burst lasts, groups
+after the same 50 ms, since a host joins several together; round-trip times alone at most once a minute. The burst is
 below what receivers take. Knows no link, no table; time and the signer are arguments. Called by core.py.
 """
 
@@ -32,14 +33,16 @@ class OwnRecord:
         self._bucket.take(now)
         self.signed: SignedRecord = sign_record(draft, sign)
 
-    def change(self, now: float, *, urgent: bool = False, **fields: Any) -> None:
-        """Set fields of the record. Raises ValueError, and changes nothing, if a bound would be broken."""
+    def change(self, now: float, *, urgent: bool = False, soon: bool = False, **fields: Any) -> None:
+        """Set fields of the record. ``urgent``: at once; ``soon``: with what comes within 50 ms. Raises ValueError, and
+        changes nothing, if a bound would be broken."""
         draft = msgspec.structs.replace(self.draft, **fields)
         if draft == self.draft:
             return
         sign_record(draft, lambda _: bytes(64))  # bounds, before anything depends on it
         self.draft = draft
-        self._want(now if urgent else max(now + SETTLE_SECONDS, self._issued_at + SPACING_SECONDS))
+        settled_at = now + SETTLE_SECONDS
+        self._want(now if urgent else settled_at if soon else max(settled_at, self._issued_at + SPACING_SECONDS))
 
     def set_links(self, links: Mapping[bytes, int], now: float) -> None:
         """``links``: node id -> RTT code. A change of codes alone waits up to a minute."""

@@ -53,6 +53,7 @@ class Prefix(msgspec.Struct, frozen=True, array_like=True):
 
 
 Host = Annotated[str, Meta(max_length=45)]
+Network = Annotated[str, Meta(max_length=49)]
 Tag = Annotated[str, Meta(max_length=limits.RECORD_TAG_BYTES_MAX)]
 TagValue = Annotated[bytes, Meta(max_length=limits.RECORD_TAG_BYTES_MAX)]
 
@@ -76,6 +77,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     tokens_accepted: Annotated[tuple[U32, ...], Meta(max_length=limits.RECORD_TOKENS_MAX)] = ()
     version: Annotated[str, Meta(max_length=32)] = ""
     tags: Annotated[dict[Tag, TagValue], Meta(max_length=limits.RECORD_TAGS_MAX)] = {}
+    nickname: Annotated[str, Meta(max_length=limits.RECORD_NAME_MAX)] = ""
+    trusted: Annotated[tuple[Network, ...], Meta(max_length=limits.RECORD_TRUSTED_MAX)] = ()
+
+    @property
+    def shown_name(self) -> str:
+        """What people read."""
+        return self.nickname or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +158,8 @@ def check_fields(record: Record) -> None:
     name = record.name
     if not name.isprintable() or name != name.strip() or len(name.encode()) > limits.RECORD_NAME_MAX:
         raise BadPacket("record name")
+    if not record.nickname.isprintable() or len(record.nickname.encode()) > limits.RECORD_NAME_MAX:
+        raise BadPacket("record nickname")
     for host, port in record.endpoints:
         check_endpoint(host, port)
     check_prefixes(record.prefixes)

@@ -304,7 +304,7 @@ class Connection:
 
     def _weakness(self, session: Session) -> Reason | None:
         """Why the connection is slower or weaker than it could be."""
-        if self._shared.plaintext != self.info.plaintext and not session.plaintext:
+        if self._shared.agrees(*self.info.endpoints) != self.info.plaintext and not session.plaintext:
             return Reason.PLAINTEXT_ONE_SIDED
         path = self.path
         if path is not None and path.natted:
@@ -365,6 +365,8 @@ class Connection:
         self.path = Path(remote, local, epoch=self._serial % PATH_EPOCHS, natted=natted,
                          underlay_mtu=self._shared.underlay_mtu, timers=self._timers, now=now)
         self._roaming.forget()
+        for session in self.sessions.values():  # plaintext follows to no address that is not trusted
+            session.stale |= session.plaintext and not self._shared.agrees(remote)
         self._emit_path()
 
     def _emit_path(self) -> None:
@@ -376,7 +378,7 @@ class Connection:
     def candidate(self, index: int, remote: Endpoint, local: str, now: float) -> None:
         """Authenticated data came from another address: challenge it."""
         session = self.current or self.sessions[index]
-        if not session.may_send or session.stale:
+        if not session.may_send or session.stale or (session.plaintext and not self._shared.agrees(remote)):
             return
         if self.path is not None and (self.path.remote, self.path.local) == (remote, local):
             return

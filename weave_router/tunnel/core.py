@@ -24,6 +24,7 @@ from weave_router.tunnel.state import State
 from weave_router.tunnel.status import ConnectionStatus, status_of
 from weave_router.tunnel.timers import Timers
 from weave_router.tunnel.token import TokenSet
+from weave_router.tunnel.trust import Trust
 from weave_router.tunnel.wire import Endpoint, Type
 
 __all__ = ["ConnectionStatus", "PeerInfo", "Tunnel"]
@@ -35,10 +36,11 @@ class Tunnel:
     def __init__(self, identity: Identity, tokens: TokenSet, incarnation: int, *, rng: Callable[[int], bytes],
                  timers: Timers | None = None, plaintext: bool = False, aes: bool = True, counter_start: int = 0,
                  underlay_mtu: int = 1500, pod_mtu: int = 0, port: int = 6783,
-                 local_addresses: frozenset[str] = frozenset()) -> None:
+                 local_addresses: frozenset[str] = frozenset(), trusted: Trust | None = None) -> None:
         timers = Timers() if timers is None else timers
         self._shared = Shared(identity, tokens, incarnation, rng, timers, plaintext, aes, pod_mtu, underlay_mtu, port,
-                              local_addresses, IndexPool(timers.index_rest), counter_start, counter_start)
+                              local_addresses, IndexPool(timers.index_rest), counter_start, counter_start,
+                              trusted or Trust())
         self._agenda = Agenda()
         self._slots: dict[int, Connection] = {}
         self._nodes: dict[bytes, Connection] = {}
@@ -141,7 +143,7 @@ class Tunnel:
             if head.type is Type.INITIATION:
                 request = handshake.read_request_untrusted(
                     head, token, body, static=self._shared.identity.x25519_secret, ephemeral=self._shared.rng(32),
-                    plaintext=self._shared.plaintext)
+                    plaintext=self._shared.agrees(remote))
                 connection = self._peer_of(request.remote_static, remote)
                 connection.asked(request, remote, local, now)
             elif head.type is Type.RESPONSE:

@@ -14,6 +14,7 @@ from weave_router.tunnel.identity import Identity
 from weave_router.tunnel.indices import IndexPool
 from weave_router.tunnel.timers import Timers
 from weave_router.tunnel.token import TokenSet
+from weave_router.tunnel.trust import Trust
 from weave_router.tunnel.wire import Endpoint
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Shared:
     indices: IndexPool
     counter: int
     counter_reserved: int
+    trusted: Trust = field(default_factory=Trust)
     attempts: dict[int, "Connection"] = field(default_factory=dict)
     """Our index of each message 1 whose answer is waited for."""
     sessions: dict[int, "Connection"] = field(default_factory=dict)
@@ -68,6 +70,10 @@ class Shared:
             self.emit(CounterBlock(self.counter_reserved))
         self.counter += 1
         return self.incarnation, self.counter - 1
+
+    def agrees(self, *endpoints: Endpoint) -> bool:
+        """Whether this node lets payload go unencrypted to all these addresses."""
+        return self.plaintext or self.trusted.all_of(endpoints)
 
     def chance(self) -> float:
         """Uniform in [0, 1)."""
