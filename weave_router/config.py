@@ -24,6 +24,7 @@ PORT_DEFAULT: Final = 6783
 RANGE_DEFAULT: Final = "10.32.0.0/12"
 STATE_DIR_DEFAULT: Final = "/var/lib/weave-router"
 RUN_DIR_DEFAULT: Final = "/run/weave-router"
+SERVICE_ACCOUNT_DEFAULT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "locked", "ipsec_mb")
@@ -44,8 +45,8 @@ DEBUG_TIMERS: Final = (
 )
 """``WEAVE_ROUTER_DEBUG_<NAME>``, in seconds, for tests: the time spans of tunnel/timers.py that are one figure."""
 
-DEBUG_OTHERS: Final = ("cooldown",)
-"""Likewise, of other rooms: how long a released address rests."""
+DEBUG_OTHERS: Final = ("cooldown", "fence", "fence_jitter")
+"""Likewise, of other rooms: how long a released address rests, how long a machine is gone before its blocks are."""
 
 
 
@@ -67,7 +68,8 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     state_dir: str = STATE_DIR_DEFAULT
     run_dir: str = RUN_DIR_DEFAULT
-    token_file: str
+    token_file: str = ""
+    """Empty in Kubernetes alone: the token is in the Secret."""
     plaintext: bool = False
     workers: int = 0
     bridge: str = "weave"
@@ -76,6 +78,13 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     refuse: frozenset[str] = frozenset()
     debug_timers: dict[str, float] = {}
     """Name out of DEBUG_TIMERS -> seconds, only what is set."""
+    kubernetes: bool = False
+    node_name: str = ""
+    namespace: str = "kube-system"
+    kubernetes_api: str = ""
+    service_account: str = SERVICE_ACCOUNT_DEFAULT
+    range_given: bool = False
+    """Whether the range was said on this start, or is the default."""
     debug_boot_id: str = ""
     """Instead of the kernel's boot id: hosts of the laboratory share one kernel."""
 
@@ -287,6 +296,19 @@ def _bridge(value: object) -> str:
     return name
 
 
+def _label(value: object) -> str:
+    text = _text(value)
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text, re.ASCII):
+        raise ValueError(f"{text!r} should be the name of a namespace")
+    return text
+
+
+def _api_server(value: object) -> str:
+    text = _text(value).removeprefix("https://").rstrip("/")
+    host, port = parse_target(text, 443)
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)", re.ASCII)
 
 
@@ -358,6 +380,11 @@ OPTIONS: Final = (
            "Threads of the fast path [default: by the number of CPUs].", "N"),
     Option("state-dir", _directory, f"What must survive a reboot [default: {STATE_DIR_DEFAULT}].", "DIR"),
     Option("run-dir", _run_directory, f"Sockets and locks [default: {RUN_DIR_DEFAULT}].", "DIR"),
+    Option("kubernetes", _switch, "Peers, addresses and token come from the cluster's API server."),
+    Option("node-name", _name, "Kubernetes: name of this Node (spec.nodeName) [default: --name].", "NAME"),
+    Option("namespace", _label, "Kubernetes: where the router's Leases and Secret are [default: kube-system].", "NAME"),
+    Option("kubernetes-api", _api_server, "Kubernetes: the API server, HOST:PORT [default: its Service].", "SERVER"),
+    Option("service-account", _directory, "Kubernetes: directory with token and ca.crt [default: the pod's].", "DIR"),
     Option("log-level", _level, f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
 )
 _TARGETS: Final = Option("targets", parse_targets, "Addresses of other nodes.", "TARGET")
@@ -381,9 +408,12 @@ def load(
     values = _from_file(str(config_path)) if config_path else {}
     values |= _from_environment(environ)
     values |= _from_flags(flags, targets)
-    values.setdefault("name", hostname or socket.gethostname())
+    values.setdefault("name", values.get("node_name") or hostname or socket.gethostname())
+    values["range_given"] = "ipalloc_range" in values
     values.setdefault("nickname", values["name"])
-    if "token_file" not in values:
+    if values.get("kubernetes"):
+        values.setdefault("node_name", values["name"])
+    elif "token_file" not in values:
         raise UsageError(TOKEN_MISSING)
     debug = _debug(environ)
     boot_id = debug.pop("boot_id", "")

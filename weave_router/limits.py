@@ -249,6 +249,26 @@ CNI_JOURNAL_TEMPORARY_SECONDS: Final = 60.0
 CNI_ALIVE_SECONDS: Final = 10.0
 """How often the alive file is written: STATUS forgives 60 s, so five writes may fail or be late."""
 
+# --- kube -------------------------------------------------------------------------------------------------------
+
+KUBE_BODY_MAX: Final = 4 << 20
+"""Bytes of one answer of the API server: an object in etcd has at most 1.5 MiB, and pages shrink to one object."""
+
+KUBE_PAGE: Final = 50
+"""Objects asked for at once: 50 Nodes of 20 KB are 1 MB, so that 1,000 of them never stand in memory together."""
+
+KUBE_OBJECTS_MAX: Final = 1 << 18
+"""Objects kept of one kind: as many as the blocks of the largest range; far more than Nodes a mesh takes."""
+
+KUBE_TEXT_MAX: Final = 64 * 1024
+"""Characters looked at of kubeadm's configuration, which has some 2 KB."""
+
+KUBE_TARGETS: Final = 12
+"""Nodes called on their own account: the mesh finds the others, and one that is dead does not matter."""
+
+KUBE_EVENTS_PENDING: Final = 16
+"""Events that wait for the API server; older ones are dropped, their sentences stand in status."""
+
 # --- api --------------------------------------------------------------------------------------------------------
 
 API_BODY_MAX: Final = 64 * 1024

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from random import Random
 from socket import AF_INET6
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import uvloop
@@ -25,7 +25,7 @@ from weave_router.api import schema
 from weave_router.api.addresses import AddressBook
 from weave_router.api.capture_driver import EngineCapture
 from weave_router.api.server import ApiServer, Capture
-from weave_router.api.view import Parts, View
+from weave_router.api.view import Parts, View, fits
 from weave_router.cni import cni_driver
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
 from weave_router.cni.service import CniService
@@ -56,7 +56,7 @@ from weave_router.mesh.core import Mesh
 from weave_router.mesh.driver import MeshDriver
 from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint, Prefix, Record
 from weave_router.mesh.table import Delta
-from weave_router.store import Attachment, Store
+from weave_router.store import Store
 from weave_router.store_group import GroupWriter
 from weave_router.tunnel import effects
 from weave_router.tunnel.core import PeerInfo, Tunnel
@@ -64,8 +64,12 @@ from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.identity import Identity
 from weave_router.tunnel.state import State
 from weave_router.tunnel.timers import timers_from_environment
+from weave_router.tunnel.token import TokenSet
 from weave_router.tunnel.token_driver import load_tokens
 from weave_router.tunnel.trust import Trust
+
+if TYPE_CHECKING:
+    from weave_router.kube.room_driver import Room
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -115,9 +119,11 @@ class Router:
 
     def __init__(self, config: LaunchConfig) -> None:
         self.config = config
-        self.tokens = load_tokens(config.token_file)
         self.boot_id = config.debug_boot_id or kernel_driver.boot_id()
-        self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
+        self.kube: Room | None = None
+        if not config.kubernetes:
+            self.tokens = load_tokens(config.token_file)
+            self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
         self.started_at = time.time()
         self.aes = kernel_driver.has_aes()
         self._groups: dict[bytes, float] = {}
@@ -142,20 +148,35 @@ class Router:
         self.store = undo.enter_context(Store.open(config.state_dir, boot_id=self.boot_id))
         self._writer = GroupWriter(self.store)
         undo.callback(self._writer.shutdown)
-        self._survey()
         self.identity = Identity(*self.store.identity())
+        if config.kubernetes:
+            config = self._agree()
+        self._survey()
         older = start_driver.is_older(run_dir, self.boot_id, self.identity.node_id, self.store.incarnation())
         self.incarnation = self.store.raise_incarnation()
         start_driver.remember(run_dir, self.boot_id, self.identity.node_id, self.incarnation)
         self.ipam = start_driver.open_service(
             config, self.store, self.identity, self.tokens.domain, boot_id=self.boot_id, incarnation=self.incarnation,
-            live=self._live, store_older=older, name_of=lambda node_id: self._known_name(node_id))
+            live=self._live, store_older=older, name_of=lambda node_id: self._known_name(node_id),
+            arbiter=self.kube.start.universe.universe if self.kube else b"")
+        if self.kube is not None and self.ipam is not None:
+            self.kube.open(self.ipam)
         self.bridge_address = self._bridge_address()
         self.workers = worker_count(config.workers, os.cpu_count() or 1)
         self.udp = udp_driver.open_udp(config.host, config.port, self.workers, config.refuse)
         undo.callback(udp_driver.close_udp, self.udp)
         self.tap = tap_driver.open_tap(config.tap, self.workers, config.refuse)
         undo.callback(tap_driver.close_tap, self.tap)
+
+    def _agree(self) -> LaunchConfig:
+        """Token, range and universe are the cluster's. The room is loaded only here: 6 MB and 50 ms."""
+        from weave_router.kube.room_driver import Room
+
+        self.kube = Room(self.config, self.identity.node_id)
+        self.config = self.kube.agree()
+        self.tokens = self.kube.start.tokens
+        self.universe = Universe(self.config.range_v4, self.kube.start.prefix_v6)
+        return self.config
 
     def _survey(self) -> None:
         """What is below us: refuse a range that would cut the host off; choose the pod MTU once."""
@@ -220,6 +241,8 @@ class Router:
                 ]
                 if self.ipam_driver is not None:
                     running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
+                if self.kube is not None:
+                    running.append(tasks.create_task(self.kube.run(), name="kubernetes"))
                 _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
                                           "pod_mtu": self.pod_mtu, "workers": self.workers})
                 await self._stop.wait()
@@ -290,8 +313,11 @@ class Router:
             started_at=self.started_at, universe=self.universe, pod_mtu=self.pod_mtu, engine=self.engine,
             tunnel=self.tunnel, mesh=self.mesh, routes=self.routes, attachments=self.attachments, tokens=self.tokens,
             terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings,
-            book=self.book), self)
+            book=self.book, kube=self.kube), self)
         self._known_name = self.view.name_of
+        if self.kube is not None and self.ipam_driver is not None:
+            self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments, self.host,
+                           use_tokens=self._use_tokens, submit=self._writer.submit)
 
     def _shown_config(self) -> LaunchConfig:
         address = "" if self.bridge_address is None else str(self.bridge_address)
@@ -398,6 +424,8 @@ class Router:
         live = start_driver.holders(self._live)
         findings = self.ipam_driver.do(lambda ipam, now: ipam.reconcile(live, now))
         self._warnings += [f"{IPv4Address(f.number)} is in use by {f.holder}, but {f.problem}" for f in findings]
+        if self.kube is not None:  # what was taken from us stays off
+            await self.kube.ports_down([f.holder for f in findings])
         await self.book.show(self.book.exposed())
 
     # -- records -------------------------------------------------------------------------------------------------------
@@ -551,6 +579,8 @@ class Router:
                 self._carry_out(operation)
 
     def _reread_tokens(self) -> None:
+        if not self.config.token_file:
+            return  # the Secret is watched
         try:
             tokens = load_tokens(self.config.token_file)
             if tokens.domain != self.tokens.domain:
@@ -559,7 +589,11 @@ class Router:
         except UserError as error:
             _log.error("tokens stay as they are", extra={"error": str(error)})
             return
+        self._use_tokens(tokens)
+
+    def _use_tokens(self, tokens: TokenSet) -> None:
         self.tokens = tokens
+        self.engine.tokens_set([(token.id, token.mac1_key) for token in tokens])
         self.view.set_tokens(tokens)
         self.tunnel.tokens_set(tokens)
         self.mesh_driver.do(lambda mesh, now: mesh.tokens_set(tokens, now))
@@ -636,41 +670,9 @@ class Commands(View):
         return self._router.book
 
     async def capture(self, request: schema.CaptureRequest) -> Capture:
-        slot = self._slot_of(request.peer) if request.peer else None
-        number = self._number_of(request.pod) if request.pod else None
+        slot = self.slot_of(request.peer) if request.peer else None
+        number = self.number_of(request.pod) if request.pod else None
         return EngineCapture(self._parts.engine, slot, number, request.snap)
-
-    def _slot_of(self, text: str) -> int:
-        found = [signed.node_id for signed in self._parts.mesh.table
-                 if text in (signed.record.name, signed.record.nickname)
-                 or (len(text) >= 4 and signed.node_id.hex().startswith(text.lower()))]
-        found = [node_id for node_id in found if node_id != self._parts.node_id]
-        if len(found) != 1:
-            raise UserError(f"{text} names {len(found)} peers: give name or id of one (`weave-router status peers`)")
-        return self._parts.routes.slots.of(found[0])
-
-    def _number_of(self, text: str) -> int:
-        for attachment in self._parts.attachments.all():
-            if attachment.container == text:
-                return attachment.numbers[0]
-        try:
-            number = self._parts.universe.number_of(ip_address(text))
-        except ValueError:
-            number = None
-        if number is None:
-            raise UserError(f"{text} is neither a pod of this node nor an address of {self._parts.universe.range_v4}")
-        return number
-
-
-def fits(attachment: Attachment, request: schema.DetachRequest) -> bool:
-    """Everything that the request names must be so; the interface is eth0 unless it names another or none at all."""
-    return (
-        request.container_id in ("", attachment.container)
-        and request.netns_inode in (None, attachment.netns_inode)
-        and request.ifname in ("", attachment.ifname)
-        and request.address.partition("/")[0] in ("", str(IPv4Address(attachment.numbers[0])))
-        and not (request.netns and request.netns_inode is None and not request.container_id and not request.address)
-    )
 
 
 def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from quality.tree import PACKAGE, PRODUCT, imports_of, name_of, python_files, room_of
 
-ORDER = ["fastpath", "store", "tunnel", "mesh", "ipam", "host", "cni", "api", "router"]
+ORDER = ["fastpath", "store", "tunnel", "mesh", "ipam", "host", "cni", "kube", "api", "router"]
 FOR_ALL = {"errors", "limits", "reasons", "config", "log", "__version__"}
 CLI_MAY = {"api", "host", "cli", "tunnel.token", "tunnel.token_driver"}
 """``token new`` writes tokens; ``doctor``, ``reset`` and ``attach`` look at this machine: all without a router."""

@@ -129,6 +129,9 @@ class MemoryRouter:
     def peers(self) -> tuple[schema.Peer, ...]:
         return PEERS
 
+    def kubernetes(self) -> schema.Kubernetes:
+        return schema.Kubernetes()
+
     def ipam(self) -> schema.Ipam:
         block = schema.Block(peer=ID_A, nickname="node-a", prefixes=("10.32.0.1/32",), addresses=1)
         conflict = schema.AddressConflict(address="10.32.0.9", owner=ID_A, others=(ID_B,))

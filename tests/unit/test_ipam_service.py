@@ -310,13 +310,13 @@ def test_the_first_blocks_ever_wait_two_seconds_at_most(net: Net) -> None:
     nodes[0].core.handle_timer(net.now)
     with pytest.raises(ExhaustedError):  # these are not its first: it waits for the third, however long
         net.attach(nodes[0], "early")
-    nodes[0].core._gifts.clear()
+    nodes[0].core.gifts.clear()
     nodes[0].core._gift({0}, True, net.now)
     nodes[0].core._after_flood = None
-    (gift,) = nodes[0].core._gifts.values()
+    (gift,) = nodes[0].core.gifts.values()
     assert gift.waiting and gift.give_up_at == net.now + FIRST_BLOCK_SECONDS
     nodes[0].core.handle_timer(gift.give_up_at)
-    assert gift not in nodes[0].core._gifts.values()
+    assert gift not in nodes[0].core.gifts.values()
 
 
 def test_one_question_one_gift_of_at_most_so_many_blocks() -> None:

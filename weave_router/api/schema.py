@@ -245,6 +245,24 @@ class Tokens(_Struct, frozen=True, kw_only=True):
     nodes: tuple[TokenUse, ...] = ()
 
 
+class Kubernetes(_Struct, frozen=True, kw_only=True):
+    """The cluster as this router sees it. ``status``: empty outside Kubernetes, ``ready``, or ``waiting`` while some
+    watch is broken; ``troubles``: sentences."""
+
+    status: str = ""
+    node: str = ""
+    namespace: str = ""
+    nodes: int = 0
+    targets: tuple[str, ...] = ()
+    blocks: int = 0
+    """Leases that have a holder, of the whole cluster."""
+    own_blocks: int = 0
+    token: str = ""
+    """Id that the universe's Lease names."""
+    troubles: tuple[str, ...] = ()
+    counters: dict[str, int] = {}
+
+
 class StatusReport(_Struct, frozen=True, kw_only=True):
     """The whole page."""
 
@@ -260,6 +278,7 @@ class StatusReport(_Struct, frozen=True, kw_only=True):
     """Whatever else is counted: sums over the workers, handshakes, links, terminations."""
     tokens: Tokens = Tokens()
     warnings: tuple[str, ...] = ()
+    kubernetes: Kubernetes = Kubernetes()
 
 
 class Report(_Struct, frozen=True, kw_only=True):

@@ -81,6 +81,8 @@ def _arrow(direction: schema.Direction) -> str:
 def page(report: StatusReport, now: float) -> str:
     """`weave-router status` without a subject."""
     parts = [_fields([("Version", report.service.version)]), _router(report), _ipam(report), _fastpath(report)]
+    if report.kubernetes.status:
+        parts.append(_kubernetes(report.kubernetes))
     if report.warnings:
         parts.append(warnings(report, now))
     return "\n\n".join(parts)
@@ -134,6 +136,18 @@ def _ipam(report: StatusReport) -> str:
         ("BridgeAddress", ipam.bridge_address or "none"),
         ("Attachments", str(len(ipam.attachments))),
         ("Conflicts", ", ".join(conflict.address for conflict in ipam.conflicts) or "none"),
+    ])
+
+
+def _kubernetes(kube: schema.Kubernetes) -> str:
+    return _fields([
+        ("Service", "kubernetes"),
+        ("Status", kube.status),
+        ("Node", kube.node),
+        ("Nodes", str(kube.nodes)),
+        ("Blocks", f"{kube.own_blocks} here, {kube.blocks} held in the cluster"),
+        ("Token", kube.token or "unknown"),
+        ("Trouble", "; ".join(kube.troubles) or "none"),
     ])
 
 

@@ -7,13 +7,14 @@ router.py adds the commands to it, which makes the RouterApi whole; knows no HTT
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any
+from ipaddress import IPv4Address, IPv4Network, ip_address
+from typing import TYPE_CHECKING, Any
 
 from weave_router.api import schema
 from weave_router.api.addresses import AddressBook
 from weave_router.cni.attachments import Attachments
 from weave_router.config import LaunchConfig
+from weave_router.errors import UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import kernel_driver
 from weave_router.ipam.number import Universe
@@ -28,6 +29,9 @@ from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.state import State
 from weave_router.tunnel.status import ConnectionStatus
 from weave_router.tunnel.token import TokenSet
+
+if TYPE_CHECKING:
+    from weave_router.kube.room_driver import Room
 
 _HEADERS = {4: 28, 6: 48}  # outer IP and UDP
 _TARGET_STATES: Mapping[str, schema.ConnectionState] = {
@@ -57,6 +61,8 @@ class Parts:
     warnings: list[str]
     book: AddressBook | None = None
     """None: addresses are given by hand."""
+    kube: "Room | None" = None
+    """None: outside Kubernetes."""
 
 
 def endpoint_text(endpoint: Endpoint | None) -> str:
@@ -82,6 +88,29 @@ class View:
     def name_of(self, node_id: bytes) -> str:
         record = self._record(node_id)
         return record.shown_name if record else node_id.hex()[:12]
+
+    def slot_of(self, text: str) -> int:
+        """Of the one peer that a name or the beginning of an id names."""
+        found = [signed.node_id for signed in self._parts.mesh.table
+                 if text in (signed.record.name, signed.record.nickname)
+                 or (len(text) >= 4 and signed.node_id.hex().startswith(text.lower()))]
+        found = [node_id for node_id in found if node_id != self._parts.node_id]
+        if len(found) != 1:
+            raise UserError(f"{text} names {len(found)} peers: give name or id of one (`weave-router status peers`)")
+        return self._parts.routes.slots.of(found[0])
+
+    def number_of(self, text: str) -> int:
+        """Of a pod of this node, or of an address."""
+        for attachment in self._parts.attachments.all():
+            if attachment.container == text:
+                return attachment.numbers[0]
+        try:
+            number = self._parts.universe.number_of(ip_address(text))
+        except ValueError:
+            number = None
+        if number is None:
+            raise UserError(f"{text} is neither a pod of this node nor an address of {self._parts.universe.range_v4}")
+        return number
 
     # -- the router itself -------------------------------------------------------------------------------------------
 
@@ -226,6 +255,21 @@ class View:
                 others=tuple(self.name_of(node_id) for node_id in conflict.others),
             )
 
+    # -- Kubernetes ----------------------------------------------------------------------------------------------------
+
+    def kubernetes(self) -> schema.Kubernetes:
+        room = self._parts.kube
+        if room is None:
+            return schema.Kubernetes()
+        core = room.core
+        ready = core.nodes_synced and core.leases_synced
+        return schema.Kubernetes(
+            status="ready" if ready else "waiting", node=core.settings.node, namespace=core.settings.namespace,
+            nodes=len(core.nodes), targets=tuple(core.targets()), own_blocks=len(core.blocks.owned()),
+            blocks=sum(bool(lease.holder) for lease in core.leases.values()),
+            token=core.universe.token_id if core.universe else "", troubles=tuple(core.troubles.values()),
+            counters=dict(core.counts))
+
     # -- the fast path -----------------------------------------------------------------------------------------------
 
     def workers(self) -> tuple[schema.Worker, ...]:
@@ -282,6 +326,8 @@ class View:
     def warnings(self) -> tuple[str, ...]:
         mesh = self._parts.mesh.status()
         found = list(self._parts.warnings)
+        if self._parts.kube is not None:
+            found += self._parts.kube.core.troubles.values()
         if self._parts.config.plaintext:
             found.append("--plaintext: the payload of pods is not encrypted")
         if mesh.clone is not None:
@@ -307,6 +353,17 @@ class View:
         return [f"node {signed.record.shown_name} has pod MTU {signed.record.pod_mtu}, this node {own}: set one with "
                 "--mtu"
                 for signed in self._parts.mesh.table if signed.record.pod_mtu not in (0, own)]
+
+
+def fits(attachment: Attachment, request: schema.DetachRequest) -> bool:
+    """Everything that the request names must be so; the interface is eth0 unless it names another or none at all."""
+    return (
+        request.container_id in ("", attachment.container)
+        and request.netns_inode in (None, attachment.netns_inode)
+        and request.ifname in ("", attachment.ifname)
+        and request.address.partition("/")[0] in ("", str(IPv4Address(attachment.numbers[0])))
+        and not (request.netns and request.netns_inode is None and not request.container_id and not request.address)
+    )
 
 
 def _state_of(status: ConnectionStatus, link: LinkStatus | None) -> schema.ConnectionState:

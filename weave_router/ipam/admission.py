@@ -5,6 +5,7 @@ Must not know how candidates find the node they ask, nor whether the mesh trusts
 
 from __future__ import annotations
 
+from . import arbiter
 from .knowledge import EVERYBODY, Out, heard_of, knowledge_of, merge, send, voters
 from .values import (
     Admitted,
@@ -31,6 +32,8 @@ def on_found(state: State, event: Found, out: Out) -> State:
     if state.universe is not None or state.gate not in (Gate.CANDIDATE,):
         out.append(Refused("this node has a universe already"))
         return state
+    if event.arbiter:
+        return arbiter.found(state, event)
     registers = {
         b: r if r.owner != event.mine else Register(0, 1, state.me, state.me) for b, r in event.registers.items()
     }
@@ -61,7 +64,7 @@ def on_join(state: State, event: Join, out: Out) -> State:
 def on_join_ask(state: State, m: Message, body: JoinAsk, out: Out) -> State:
     """The admitting node holds the candidate itself and asks all others to; a majority admits (``admit``)."""
     who = m.sender
-    if state.gate != Gate.OPEN or state.leaving or who in state.promised | state.left:
+    if state.arbiter or state.gate != Gate.OPEN or state.leaving or who in state.promised | state.left:
         return state
     state = heard_of(state, who, m.incarnation)
     if who in voters(state):  # the word of admission was lost

@@ -154,6 +154,9 @@ class Allocator:
             for number in self.numbers_of(block):
                 self._free.pop(number, None)
 
+    def has_block(self, block: Block) -> bool:
+        return block in self._blocks
+
     def state_of(self, block: Block) -> str:
         """``used``, ``resting`` or ``idle``."""
         book = self._books.get(block)

@@ -33,6 +33,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     rounds_started: int = 0
     leaving: bool = False
+    arbiter: bool = False
     contested: tuple[int, ...] = ()
     owed: tuple[WireRegister, ...] = ()
     locks: tuple[tuple[bytes, bytes, int], ...] = ()
@@ -56,7 +57,7 @@ def encode_head(state: State, range_text: str, names: tuple[str, ...]) -> bytes:
     return msgspec.msgpack.encode(Head(
         range=range_text, names=names, universe=state.universe, gate=int(state.gate), boot_id=str(state.boot_id),
         incarnation=state.incarnation, rounds_started=state.rounds_started, leaving=state.leaving,
-        contested=tuple(sorted(state.contested)), owed=_flat(state.owed),
+        arbiter=state.arbiter, contested=tuple(sorted(state.contested)), owed=_flat(state.owed),
         locks=tuple((victim, lock.coordinator, lock.number) for victim, lock in sorted(state.locks.items())),
         round=None if r is None else (
             (r.id.coordinator, r.id.number), tuple(sorted(r.victims.items())), tuple(sorted(r.acks)),
@@ -86,7 +87,7 @@ def state_of(me: NodeId, rows: IpamRows, used: Collection[Block], cooling: Colle
         locks=FrozenMap({victim: RoundId(node, number) for victim, node, number in head.locks}),
         round=None if head.round is None else Round(
             RoundId(*head.round[0]), FrozenMap(dict(head.round[1])), frozenset(head.round[2]), _unflat(head.round[3])),
-        rounds_started=head.rounds_started, leaving=head.leaving,
+        rounds_started=head.rounds_started, leaving=head.leaving, arbiter=head.arbiter,
         admissions=FrozenMap({who: (nonce, frozenset(holders)) for who, nonce, holders in head.admissions}),
     )  # fmt: skip
 
@@ -133,8 +134,8 @@ def standing_of(state: State, node: NodeId) -> int:
 
 
 HEAD_FIELDS: Final = (
-    "universe", "gate", "boot_id", "incarnation", "rounds_started", "leaving", "contested", "owed", "locks", "round",
-    "admissions",
+    "universe", "gate", "boot_id", "incarnation", "rounds_started", "leaving", "arbiter", "contested", "owed", "locks",
+    "round", "admissions",
 )  # fmt: skip
 
 

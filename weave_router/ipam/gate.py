@@ -44,6 +44,8 @@ def boot(state: State, event: Boot, out: Out) -> State:
 def _gate_after_boot(state: State, same_boot: bool, store_older: bool) -> Gate:
     if state.gate in (Gate.CANDIDATE, Gate.RETIRED, Gate.LEFT, Gate.RESTORED):
         return state.gate
+    if state.arbiter:  # what the store missed, the arbiter knows
+        return Gate.CLOSED if store_older or not same_boot else state.gate
     if store_older:
         return Gate.RESTORED
     if same_boot:
@@ -58,7 +60,9 @@ def ask(state: State, out: Out) -> None:
 
 def on_sync_ask(state: State, m: Message, body: SyncAsk, out: Out) -> State:
     """The asker's incarnation is on disk before the answer goes (R10): a round that names an older one gets a NACK."""
-    if m.sender in state.promised or m.sender not in electorate(state):
+    if m.sender in state.promised or not (
+        state.arbiter or m.sender in electorate(state)
+    ):
         return state
     if state.gate in (Gate.OPEN, Gate.OWN, Gate.CLOSED):
         opener = state.gate == Gate.OPEN

@@ -6,7 +6,7 @@ before everything that others can see (R2). Rules R1 to R12 are in ``docs/protoc
 
 What each file of the core answers: ``values`` the vocabulary, ``knowledge`` what is known and merged, ``gate`` who may
 allocate after a boot, ``admission`` who is a member, ``donation`` how a block changes hands, ``retirement`` how the
-blocks of a dead machine are taken.
+blocks of a dead machine are taken, ``arbiter`` all of this where the Kubernetes API says whose a block is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import admission, donation, gate, retirement
+from . import admission, arbiter, donation, gate, retirement
 from .knowledge import Out, heard_of, merge, restamp, send
 from .values import (
     Abort,
@@ -27,6 +27,7 @@ from .values import (
     Event,
     Found,
     Gate,
+    Grant,
     Have,
     Hello,
     Hold,
@@ -54,6 +55,7 @@ from .values import (
     Ungate,
     Vacate,
     Want,
+    Withdraw,
     durable,
 )
 
@@ -170,6 +172,8 @@ def _on_tell(state: State, m: Message, body: Tell, out: Out) -> State:
 _LOCAL: dict[type, Callable[[State, Any, Out], State]] = {
     Boot: gate.boot,
     Found: admission.on_found,
+    Grant: arbiter.on_grant,
+    Withdraw: arbiter.on_withdraw,
     Join: admission.on_join,
     Occupy: donation.on_occupy,
     Vacate: donation.on_vacate,

@@ -25,6 +25,7 @@ from .ownership import fresh, step
 from .registers import Run, Runs, restored
 from .speech import Speech
 from .values import (
+    NO_REGISTERS,
     Block,
     Boot,
     Cooled,
@@ -32,6 +33,7 @@ from .values import (
     Evict,
     Found,
     Gate,
+    Grant,
     Hello,
     Message,
     Met,
@@ -47,6 +49,7 @@ from .values import (
     Ungate,
     Vacate,
     Want,
+    Withdraw,
 )
 
 RETRY_SECONDS: Final = 2.0
@@ -72,6 +75,8 @@ class Settings:
     subnet: IPv4Network | None = None
     excluded: tuple[IPv4Network, ...] = ()
     cooldown: float = limits.COOLDOWN_SECONDS
+    arbiter: bool = False
+    """The Kubernetes API says whose a block is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +128,16 @@ class Service:
         self.refused: list[str] = []
         self.evicted: list[str] = []
         self.halted = ""
+        self.growing = False
+        """The arbiter is being asked for a block."""
+        self.lost: list[Holder] = []
+        """Whose addresses were taken from them, until somebody takes their ports down."""
         self.neighbours: dict[NodeId, bool] = {}
         """On a link: whether it is known to be in this universe."""
         self._name_of = name_of
         self._nonce = nonce
         self._key = (int(settings.range_v4.network_address), settings.range_v4.prefixlen)
-        self._gifts: dict[int, Gift] = {}
+        self.gifts: dict[int, Gift] = {}
         self._steps: list[Step] = []
         self._words: list[tuple[NodeId, bytes]] = []
         self._asked: set[NodeId] = set()
@@ -165,6 +174,10 @@ class Service:
         except ValueError as error:
             raise UserError(f"the store's part about addresses cannot be read ({error}): put an undamaged copy "
                             "back, or start anew by `weave-router reset`") from None
+        if head.universe is not None and head.arbiter != self.settings.arbiter:
+            made = "in Kubernetes mode" if head.arbiter else "outside Kubernetes"
+            raise UserError(f"the store's addresses were given {made}, and this start is of the other kind: start as "
+                            "before, or start anew by `weave-router reset`")
         if head.universe is not None and head.range != str(self.settings.range_v4):
             raise UserError(f"the store's addresses are of {head.range}, --ipalloc-range says "
                             f"{self.settings.range_v4}: give --ipalloc-range {head.range}, or start anew "
@@ -194,6 +207,9 @@ class Service:
             raise UserError(f"this node's name {s.name} is not among the seed's {', '.join(sorted(s.names))}: start it "
                             "with one of them as --name, or add it to seed= on every node")
         self._found(founding.seeded(s.range_v4, s.names, s.name, s.domain), now)
+
+    def found_by_arbiter(self, universe: bytes, now: float) -> None:
+        self._found(Found(universe, NO_REGISTERS, arbiter=True), now)
 
     def _found(self, event: Found, now: float) -> None:
         self.runs.universe = event.universe
@@ -292,7 +308,7 @@ class Service:
     def conflicts(self) -> list[str]:
         """Sentences about slots that two identities claim."""
         state, found = self.state, []
-        if state.contested:
+        if state.contested and not state.arbiter:
             register = state.registers.get(min(state.contested))
             other = self._contender
             who = self._name_of(other) if other else "another node"
@@ -338,7 +354,7 @@ class Service:
 
     def may_grow(self) -> bool:
         """Whether another member could give blocks: then exhaustion may end soon."""
-        return self._donor() is not None or bool(self._gifts)
+        return self.growing or self._donor() is not None or bool(self.gifts)
 
     def ungate(self, now: float) -> None:
         refusals = self._step(Ungate(), now)
@@ -348,6 +364,10 @@ class Service:
     def halt(self, reason: str) -> None:
         """A clone of this identity runs: nothing new until it is gone."""
         self.halted = reason
+
+    def apply(self, event: Grant | Withdraw, now: float) -> bool:
+        """The arbiter's word. A block that is new is used when the neighbours know of it; without any at once."""
+        return not self._step(event, now, source=self.me if self.neighbours else None)
 
     # -- neighbours --------------------------------------------------------------------------------------------------
 
@@ -362,7 +382,7 @@ class Service:
     def link_down(self, node: NodeId, now: float) -> None:
         self.neighbours.pop(node, None)
         self.strangers.pop(node, None)
-        for gift in self._gifts.values():
+        for gift in self.gifts.values():
             gift.waiting.discard(node)
         self._settle_gifts(now)
 
@@ -395,7 +415,7 @@ class Service:
             case wire.Barrier():
                 self._say(node, wire.Passed(body.nonce))
             case wire.Passed():
-                gift = self._gifts.get(body.nonce)
+                gift = self.gifts.get(body.nonce)
                 if gift is not None:
                     gift.waiting.discard(node)
                     self._settle_gifts(now)
@@ -426,7 +446,7 @@ class Service:
     def get_timer(self) -> float | None:
         if not self.on:
             return None
-        gifts = [at for gift in self._gifts.values() for at in (gift.ready_at, gift.give_up_at) if at is not None]
+        gifts = [at for gift in self.gifts.values() for at in (gift.ready_at, gift.give_up_at) if at is not None]
         cooled = self.allocator.get_timer()
         return min([self._retry_at, self._digest_at, *gifts, *([] if cooled is None else [cooled])])
 
@@ -449,7 +469,7 @@ class Service:
         self._flush(self.state, now)
 
     def _prefetch(self, now: float) -> None:
-        if self._ask_at > now or self._gifts or not issuing(self.state) or not self.allocator.wants_blocks():
+        if self._ask_at > now or self.gifts or not issuing(self.state) or not self.allocator.wants_blocks():
             return
         donor = self._donor()
         if donor is not None:
@@ -509,6 +529,8 @@ class Service:
         for block in sorted(lost):
             if self.allocator.state_of(block) == "idle":
                 self.allocator.remove_block(block)
+            elif self.state.arbiter:
+                self.allocator.add_block(block, False)
         if gained and source is not None:
             self._gift(gained, not owned(before), now)
         contested = self.state.contested
@@ -528,18 +550,18 @@ class Service:
     def _gift(self, blocks: set[Block], first: bool, now: float) -> None:
         nonce = self._nonce()
         near = {node for node, same in self.neighbours.items() if same}
-        self._gifts[nonce] = Gift(set(blocks), near, None, now + FIRST_BLOCK_SECONDS if first else None)
+        self.gifts[nonce] = Gift(set(blocks), near, None, now + FIRST_BLOCK_SECONDS if first else None)
         self._after_flood = nonce
 
     _after_flood: int | None = None
 
     def _settle_gifts(self, now: float) -> None:
-        for nonce, gift in list(self._gifts.items()):
+        for nonce, gift in list(self.gifts.items()):
             if gift.ready_at is None and not gift.waiting:
                 gift.ready_at = now + GIFT_SETTLE_SECONDS
             late = gift.give_up_at is not None and gift.give_up_at <= now
             if late or (gift.ready_at is not None and gift.ready_at <= now):
-                del self._gifts[nonce]
+                del self.gifts[nonce]
                 self._asked.clear()
                 self._ask_at = now
                 for block in gift.blocks:
@@ -548,7 +570,11 @@ class Service:
 
     def _evict(self, blocks: Collection[Block]) -> None:
         for block in sorted(blocks):
+            numbers = [n for n in self.allocator.leases() if self.allocator.block_of(n) == block]
             gone = self.allocator.lose_block(block)
+            self.lost += gone
+            if numbers:
+                self._steps.append(Step(IpamRows(freed=tuple(numbers))))
             self.evicted += [f"{holder} lost its address: block {founding.network_of(self.settings.range_v4, block)} "
                              f"belongs to {self._owner_text(block) or 'nobody'}" for holder in gone]
         del self.evicted[:-16]
@@ -617,7 +643,7 @@ class Service:
                     self._say(node, wire.Tell(facts))
         nonce, self._after_flood = self._after_flood, None
         if nonce is not None:
-            for node in self._gifts[nonce].waiting:
+            for node in self.gifts[nonce].waiting:
                 self._say(node, wire.Barrier(nonce))
 
     # -- to the driver -----------------------------------------------------------------------------------------------

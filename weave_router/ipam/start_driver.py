@@ -32,28 +32,41 @@ LivePod = tuple[str, str, IPv4Address]
 
 def open_service(config: LaunchConfig, store: Store, identity: Identity, domain: bytes, *, boot_id: str,
                  incarnation: int, live: Iterable[LivePod], store_older: bool,
-                 name_of: Callable[[bytes], str]) -> Service | None:
-    """None: addresses are given by hand. UserError with the way out; what the start changed is on disk."""
+                 name_of: Callable[[bytes], str], arbiter: bytes = b"") -> Service | None:
+    """None: addresses are given by hand. UserError with the way out; what the start changed is on disk.
+
+    ``arbiter``: the universe that the Kubernetes API names; it says whose a block is."""
     rows = store.ipam.load()
-    if rows.head is None and config.init == "join":
+    if not arbiter and rows.head is None and config.init == "join":
         raise UsageError(JOIN)
-    if rows.head is None and config.init in ("none", "observer"):
+    if not arbiter and rows.head is None and config.init in ("none", "observer"):
         return None
     service = Service(
         identity.node_id, identity.ed25519_public,
         Settings(config.name, domain, config.range_v4, config.seed_names, config.default_subnet,
-                 cooldown=config.cooldown),
+                 cooldown=config.cooldown, arbiter=bool(arbiter)),
         sign=identity.sign, verify=verify, nonce=lambda: secrets.randbits(62), name_of=name_of)
     at = now()
     service.load(rows, at)
-    if service.on:
+    if service.on and arbiter:
+        _check_universe(service, arbiter)
+    elif service.on:
         _check_init(config, service)
     service.boot(boot_id, incarnation, holders(live), store_older, at)
-    if not service.on and config.init == "seed":
+    if not service.on and arbiter:
+        service.found_by_arbiter(arbiter, at)
+    elif not service.on and config.init == "seed":
         service.found_seed(at)
     elif not service.on:
         service.found_new(secrets.token_bytes(16), at)
     return service
+
+
+def _check_universe(service: Service, universe: bytes) -> None:
+    held = service.state.universe or b""
+    if held != universe:
+        raise UserError(f"the store holds a part of universe {held.hex()}, the cluster's Lease names {universe.hex()}: "
+                        "start anew by `weave-router reset` if this node was moved here")
 
 
 def _check_init(config: LaunchConfig, service: Service) -> None:

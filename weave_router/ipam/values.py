@@ -129,6 +129,7 @@ class State(NamedTuple):
     rounds_started: int = 0
     admissions: FrozenMap[NodeId, tuple[int, frozenset[NodeId]]] = FrozenMap()  # candidate: its nonce, who holds it
     leaving: bool = False
+    arbiter: bool = False  # who owns what is said from outside (arbiter.py)
     nonce: int = 0  # volatile: of the sync or join that waits for an answer
     met: frozenset[NodeId] = frozenset()  # volatile: gated members that answered this nonce
 
@@ -273,6 +274,23 @@ class Found:
     registers: FrozenMap[Block, Register]
     slots: frozenset[NodeId] = frozenset()
     mine: NodeId | None = None
+    arbiter: bool = False
+    """An outside arbiter says whose a block is (``arbiter.py``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The arbiter says: these blocks are this node's, of these generations. ``read``: and no others are."""
+
+    gens: FrozenMap[Block, int]
+    read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The arbiter says: these blocks are not this node's."""
+
+    blocks: frozenset[Block]
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +367,8 @@ class Receive:
 
 
 Event = (
-    Boot | Found | Join | Occupy | Vacate | Cooled | Want | Retire | Abort | Ungate | Leave | Retry | Met | Receive
+    Boot | Found | Grant | Withdraw | Join | Occupy | Vacate | Cooled | Want | Retire | Abort | Ungate | Leave | Retry
+    | Met | Receive
 )  # fmt: skip
 
 

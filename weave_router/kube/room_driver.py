@@ -1,0 +1,135 @@
+"""This room's door for the composition root: agree with the cluster, own a block, then run beside the other rooms.
+
+Imported by router.py in Kubernetes mode alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Any
+
+import msgspec
+
+from weave_router.cni.attachments import Attachments
+from weave_router.config import LaunchConfig
+from weave_router.host import pod_driver
+from weave_router.host.driver import Host
+from weave_router.ipam.allocator import Holder
+from weave_router.ipam.arbitrated import ArbitratedBlocks
+from weave_router.ipam.donation import owned
+from weave_router.ipam.driver import IpamDriver, now
+from weave_router.ipam.service import Service
+from weave_router.mesh.driver import MeshDriver
+from weave_router.tunnel.token import TokenSet
+from weave_router.tunnel.token_driver import load_tokens
+
+from . import core as kube
+from . import start_driver
+from .driver import KubeDriver, utc
+
+__all__ = ["Room"]
+_log = logging.getLogger(__name__)
+
+
+class Room:
+    """``agree``, then ``open``, then ``driver``: in the order in which a start needs them."""
+
+    start: start_driver.Start
+    core: kube.Kube
+    _driver: KubeDriver
+    _cutting: asyncio.Future[None]
+
+    def __init__(self, config: LaunchConfig, node_id: bytes) -> None:
+        self.config = config
+        self._node_id = node_id
+        self._rng = Random(os.urandom(16))
+        self._targets: set[str] = set()
+
+    def agree(self) -> LaunchConfig:
+        """What the cluster runs with; from disk if this node knows, else the API server is waited for."""
+        held = load_tokens(self.config.token_file) if self.config.token_file else None
+        found = start_driver.on_disk(self.config)
+        if found is None:
+            found = asyncio.run(self._ask(held))
+        self.start = start_driver.Start(found.universe, held or found.tokens)
+        self.config = msgspec.structs.replace(self.config, ipalloc_range=found.universe.range_v4)
+        return self.config
+
+    async def _ask(self, held: TokenSet | None) -> start_driver.Start:
+        api = start_driver.make_api(self.config)
+        try:
+            return await start_driver.Beginning(self.config, api, self._rng, held).run()
+        finally:
+            await api.close()
+
+    def open(self, service: Service) -> None:
+        """The core; a node without a block waits for its first."""
+        config, debug = self.config, self.config.debug_timers
+        settings = kube.Settings(config.node_name, config.namespace, config.range_v4,
+                                 debug.get("fence", kube.FENCE_SECONDS), debug.get("fence_jitter", kube.FENCE_JITTER))
+        held = None if config.token_file else self.start.tokens
+        self.core = kube.Kube(settings, self._node_id, ArbitratedBlocks(service), self._rng,
+                              universe=self.start.universe, held=held)
+        if not owned(service.state):
+            asyncio.run(self._first_block(service))
+
+    async def _first_block(self, service: Service) -> None:
+        api = start_driver.make_api(self.config)
+        try:
+            await start_driver.first_block(self.core, api, lambda: bool(owned(service.state)), now, self._rng)
+        finally:
+            await api.close()
+
+    def join(self, ipam: IpamDriver, mesh: MeshDriver, attachments: Attachments, host: Host, *,
+             use_tokens: Callable[[TokenSet], None], submit: Callable[[Callable[[], object]], object]) -> None:
+        """The rooms beside this one. ``use_tokens``: from now on; ``submit``: to the thread that writes to disk."""
+        self._ipam, self._mesh, self._attachments, self._host = ipam, mesh, attachments, host
+        self._use_tokens, self._submit = use_tokens, submit
+        self._driver = KubeDriver(self.core, start_driver.make_api(self.config), self._rng, act=self._act,
+                                  world=self._world, changed=self._changed)
+
+    async def run(self) -> None:
+        await self._driver.run()
+
+    def _act(self, work: Callable[[float], Any]) -> Any:
+        return self._ipam.do(lambda service, at: work(at))
+
+    def _world(self) -> kube.World:
+        mesh = self._mesh.mesh
+        reachable = mesh.status().reachable
+        sent = frozenset(signed.record.token_sent for signed in mesh.table if signed.node_id in reachable)
+        return kube.World(reachable, sent, self._ipam.service.refusal() is None, utc())
+
+    def _changed(self) -> None:
+        """Nodes became targets, an edit of the Secret tokens, and pods of lost blocks are cut off."""
+        wanted = set(self.core.targets())
+        for target in self._targets - wanted:
+            self._mesh.do(lambda mesh, at, target=target: mesh.target_remove(target, at))  # type: ignore[misc]
+        for target in sorted(wanted - self._targets):
+            self._mesh.do(lambda mesh, at, target=target: mesh.target_add(target, at))  # type: ignore[misc]
+        self._targets = wanted
+        held = self.core.take_tokens()
+        if held is not None:
+            self._use_tokens(held)
+            self._submit(lambda: self.keep(held))
+        lost, self._ipam.service.lost = self._ipam.service.lost, []
+        if lost:
+            self._cutting = asyncio.ensure_future(self.ports_down(lost))
+
+    async def ports_down(self, holders: Iterable[Holder]) -> None:
+        """The pods stay attached, so that their DEL finds them; not a frame of theirs leaves the port."""
+        for holder in holders:
+            held = self._attachments.get(holder.container, holder.ifname)
+            if held is not None:
+                port = held.host_ifname
+                await self._host.call(lambda ipr, nft, port=port: pod_driver.cut_off(ipr, port))  # type: ignore[misc]
+                _log.error("cut off", extra={"container": holder.container, "port": port})
+
+    def keep(self, held: TokenSet) -> None:
+        """New tokens, on disk; in the store's writer thread."""
+        assert self.core.universe is not None
+        start_driver.keep(self.config, self.core.universe, held)
