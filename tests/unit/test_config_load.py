@@ -106,7 +106,8 @@ def test_nickname_follows_the_name() -> None:
 
 def test_every_option_is_a_field_with_the_default_of_its_struct() -> None:
     fields = set(LaunchConfig.__struct_fields__)
-    assert {option.field for option in OPTIONS} | {"targets", "refuse", "debug_timers", "debug_boot_id", "range_given"} == fields
+    others = {"targets", "refuse", "debug_timers", "debug_boot_id", "range_given"}
+    assert {option.field for option in OPTIONS} | others == fields
 
 
 def test_refused_features_and_debug_variables() -> None:

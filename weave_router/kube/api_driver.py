@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import httpx2
+import msgspec
 from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.config.models import Cluster, User
@@ -65,13 +66,10 @@ class Api:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if call.body:
             headers["Content-Type"] = PATCH if call.method == "PATCH" else "application/json"
-        request = client.build_adapter_request(BasicRequest(call.method, call.path, params=dict(call.params),
-                                                            headers=headers))
-        if call.body:
-            request = httpx2.Request(call.method, request.url, headers=request.headers, content=call.body,
-                                     extensions=request.extensions)
-        if call.purpose == "watch":
-            request.extensions["timeout"] = httpx2.Timeout(CALL_SECONDS, read=IDLE_SECONDS).as_dict()
+        request = client.build_adapter_request(BasicRequest(
+            call.method, call.path, params=dict(call.params), headers=headers,
+            data=msgspec.Raw(call.body) if call.body else None,
+            timeout=httpx2.Timeout(CALL_SECONDS, read=IDLE_SECONDS) if call.purpose == "watch" else None))
         return await client.send(request, stream=True)  # type: ignore[no-untyped-call]
 
     async def request(self, call: Call) -> Answer:

@@ -1,0 +1,30 @@
+"""One API server for the room; each test has names of its own and leaves no Lease, Secret or Node behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube.server import Server, program
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    missing = [name for name in ("etcd", "kube-apiserver") if not program(name)]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}, which `make test-kubernetes` builds once")
+    server = Server(Path(tmp_path_factory.mktemp("api")))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def server(running: Server) -> Iterator[Server]:
+    yield running
+    for path in ("apis/coordination.k8s.io/v1/namespaces/kube-system/leases", "api/v1/nodes",
+                 "api/v1/namespaces/kube-system/secrets", "api/v1/namespaces/default/events"):
+        running.ask("DELETE", path)
