@@ -344,6 +344,12 @@ def _is_host_name(text: str) -> bool:
     return len(text) <= 253 and all(_LABEL.fullmatch(label) for label in labels) and not labels[-1].isdigit()
 
 
+def literals(targets: Sequence[str]) -> list[str]:
+    """Hosts among the targets that are addresses: names say nothing about the way to them yet."""
+    hosts = [parse_target(target)[0] for target in targets]
+    return [host for host in hosts if ":" in host or host.replace(".", "").isdigit()]
+
+
 def parse_targets(value: object) -> tuple[str, ...]:
     """Target addresses as given, each checked, doubles removed. Raises ValueError with a half sentence."""
     targets = tuple(dict.fromkeys(_words(value)))

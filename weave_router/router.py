@@ -29,7 +29,7 @@ from weave_router.api.view import Parts, View, fits
 from weave_router.cni import cni_driver
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
 from weave_router.cni.service import CniService
-from weave_router.config import LaunchConfig, parse_target
+from weave_router.config import LaunchConfig, literals, parse_target
 from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import (
@@ -685,12 +685,6 @@ def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:
 
 def interface_v6(universe: Universe, number: int) -> IPv6Interface:
     return IPv6Interface((universe.ipv6_of(number), 96))
-
-
-def literals(targets: Iterable[str]) -> list[str]:
-    """Hosts among the targets that are addresses: names say nothing about the way to them yet."""
-    hosts = [parse_target(target)[0] for target in targets]
-    return [host for host in hosts if ":" in host or host.replace(".", "").isdigit()]
 
 
 def run_directory(path: str) -> Path:

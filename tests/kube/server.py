@@ -121,7 +121,7 @@ class Server:
                 names = re.findall("`([^`]+)`", cells[3])
                 rule: dict[str, object] = {"resources": cells[0].split(", "), "apiGroups": [cells[1].strip('"')],
                                            "verbs": cells[2].split(", ")}
-                rules[cells[4].split()[0]].append(rule | {"resourceNames": names} if names else {}))
+                rules[cells[4].split()[0]].append(rule | ({"resourceNames": names} if names else {}))
         assert len(rules["ClusterRole"]) == 5 and len(rules["Role"]) == 4
         base = "apis/rbac.authorization.k8s.io/v1"
         subject = [{"kind": "User", "name": USER, "apiGroup": "rbac.authorization.k8s.io"}]
