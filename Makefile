@@ -10,6 +10,7 @@
 #   make asan            builds with address and undefined-behaviour sanitizers, runs unit and security tests on it
 #   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number
 #   make soak-kernel     the kernel tests with a hundred times the traffic
+#   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping
 #   make install         the router and its systemd unit on this machine; make uninstall undoes it
 
 SHELL := /bin/bash
@@ -47,6 +48,11 @@ setup: .setup/release
 .setup/packages: .ci/packages
 	@mkdir -p .setup
 	@.ci/packages
+	@touch $@
+
+.setup/clients: .ci/packages
+	@mkdir -p .setup
+	@.ci/packages clients
 	@touch $@
 
 .setup/venv: .setup/packages
@@ -100,14 +106,14 @@ endef
 
 # -- run ---------------------------------------------------------------------------------------------------------
 
-.PHONY: demo sweep test bench lint debug asan fuzz soak-kernel
+.PHONY: demo sweep test bench lint debug asan fuzz soak-cni soak-kernel
 demo: .setup/release
 	@KEEP=$(KEEP) PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m lab.demo
 
 sweep: .setup/release
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m lab.demo --sweep
 
-test: .setup/release
+test: .setup/release .setup/clients
 	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
 
 # QUICK=1: one round of each, to see that all of it runs; figures are medians of five.
@@ -118,7 +124,7 @@ BENCH_ROUNDS = $(if $(QUICK),1,5)
 	@$(PIP) install -r $@.txt -c .ci/constraints.txt
 	@touch $@
 
-bench: .setup/release .setup/bench
+bench: .setup/release .setup/bench .setup/clients
 	@for script in throughput others; do \
 	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P benchmarks/$$script.py --rounds $(BENCH_ROUNDS) \
 	    $(if $(QUICK),--seconds 1) $(ARGS); done
@@ -139,6 +145,9 @@ asan: .setup/asan
 
 fuzz: .setup/asan
 	@$(ASAN) FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python .ci/rooms unit security -- -k fuzz --timeout=0 $(ARGS)
+
+soak-cni: .setup/release .setup/clients
+	@SOAK=1 $(BIN)/python .ci/rooms cni -- --timeout=0 -k soak $(ARGS)
 
 soak-kernel: .setup/release
 	@SOAK=1 $(BIN)/python .ci/rooms kernel -- --timeout=0 $(ARGS)
