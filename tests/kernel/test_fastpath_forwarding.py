@@ -326,10 +326,18 @@ def test_floods_are_limited(world: World) -> None:
     world.engine.node_set(3, flags=fp.NODE_FLOOD, pod_mtu=1368)
     world.engine.stop()
     before = world.engine.drops()
-    world.put(*[ethernet(b"\xff" * 6, mac(A), 0x1234, i.to_bytes(46, "big")) for i in range(600)])
+    loud, quiet, other = mac(A), mac(A + 1), [mac(A + 2 + i) for i in range(8)]
+    world.put(*[ethernet(b"\xff" * 6, loud, 0x1234, i.to_bytes(46, "big")) for i in range(300)])
+    world.put(*[ethernet(b"\xff" * 6, quiet, 0x1234, i.to_bytes(46, "big")) for i in range(20)])
     start_again(world)
     world.settle()
-    assert 300 < world.dropped("flood_limit", before) < 600
+    of_loud = world.dropped("flood_limit", before)
+    assert 100 < of_loud <= 200, "one source leaves half to the others, and loses nothing of theirs"
+    world.engine.stop()
+    world.put(*[ethernet(b"\xff" * 6, other[i % 8], 0x1234, i.to_bytes(46, "big")) for i in range(600)])
+    start_again(world)
+    world.settle()
+    assert 300 < world.dropped("flood_limit", before) - of_loud < 600, "the worker's own limit"
 
 
 def test_a_station_is_learned_and_one_that_moves_stays(world: World) -> None:
@@ -363,10 +371,13 @@ def test_the_owner_puts_the_real_mac_in_place(world: World) -> None:
 
 
 def test_ecn_goes_out_and_comes_back(world: World) -> None:
-    """RFC 6040: the inner field goes to the outer header; an outer CE marks what is ECN-capable inside."""
+    """RFC 6040: the inner field goes to the outer header; an outer CE marks what is ECN-capable inside, and drops
+    what is not."""
     peer = world.peers[2]
     peer.socket.setsockopt(socket.IPPROTO_IP, 13, 1)  # IP_RECVTOS
+    drops = world.engine.drops()
     for family, ecn in itertools.product((4, 6), range(4)):
+        number = 1 if family == 4 else 2
         pair = (ip4(A), ip4(B)) if family == 4 else (ip6(A), ip6(B))
         packet = ip_packet(*pair, UDP, udp(*pair, bytes(600)), tos=0x28 | ecn)
         world.put(ethernet(mac(B), mac(A), IPV4 if family == 4 else IPV6, packet))
@@ -376,8 +387,11 @@ def test_ecn_goes_out_and_comes_back(world: World) -> None:
         reply = ip_packet(*back, UDP, udp(*back, bytes(600)), tos=ecn)
         frame = ethernet(mac(A), mac(B), IPV4 if family == 4 else IPV6, reply)
         peer.socket.sendmsg([peer.sealed(FRAME, frame)], [(0, 1, struct.pack("i", 3))], 0, peer.remote)
+        if not ecn:
+            wait_for(lambda dropped=drops, n=number: world.dropped("congestion", dropped) == n)  # type: ignore[misc]
+            continue
         marked = ethernet(mac(A), mac(B), IPV4 if family == 4 else IPV6,
-                          ip_packet(*back, UDP, udp(*back, bytes(600)), tos=3 if ecn else 0))  # fmt: skip
+                          ip_packet(*back, UDP, udp(*back, bytes(600)), tos=3))  # fmt: skip
         assert world.side.port.receive() == marked
 
 

@@ -57,4 +57,5 @@ cdef enum Drop:
     D_SEND
     D_NONCE  # an epoch would be used twice
     D_TRUNCATED  # a datagram larger than our buffer
+    D_CONGESTION  # the outer header said CE, the inner packet is not ECN-capable
     D_COUNT

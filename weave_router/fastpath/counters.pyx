@@ -13,6 +13,7 @@ DROP_REASONS = (
     "stranger", "version", "token", "unknown_session", "bad_tag", "replay", "malformed_outside", "plaintext_refused",
     "foreign_source", "fragment_lost", "tap_write", "malformed_inside", "local_destination", "no_owner", "link_local",
     "no_listener", "flood_limit", "no_answer", "no_session", "park_full", "too_big", "send", "nonce", "truncated",
+    "congestion",
 )
 
 if len(COUNTERS) != C_COUNT or len(DROP_REASONS) != D_COUNT:

@@ -20,6 +20,7 @@ from weave_router.fastpath.counters cimport (
     C_TAP_WRITE_BYTES,
     C_TAP_WRITES,
     D_BAD_TAG,
+    D_CONGESTION,
     D_FOREIGN_SOURCE,
     D_FRAGMENT_LOST,
     D_MALFORMED_OUTSIDE,
@@ -468,14 +469,20 @@ cdef void restore_mac(const Shared *s, uint8_t *mac) noexcept nogil:
             high = middle - 1
 
 
-cdef void mark_congestion(Frame *f) noexcept nogil:
-    """The outer header said CE: say so inside, where the inner packet is ECN-capable (RFC 6040 section 4.2)."""
+cdef bint mark_congestion(Frame *f) noexcept nogil:
+    """The outer header said CE: say so inside. False: an IP packet that is not ECN-capable, whose only signal is its
+    loss (RFC 6040 section 4.2)."""
     cdef uint8_t *p = f.data + f.l3
-    if f.family == 4 and p[1] & 3:
+    if f.family == 4:
+        if not p[1] & 3:
+            return False
         p[1] |= 3
         ipv4_checksum(p)
-    elif f.family == 6 and p[1] & 0x30:
+    elif f.family == 6:
+        if not p[1] & 0x30:
+            return False
         p[1] |= 0x30
+    return True
 
 
 cdef void deliver(Worker *w, Session *session, uint8_t *data, int size, int flags, const Origin *origin) noexcept nogil:
@@ -497,8 +504,9 @@ cdef void deliver(Worker *w, Session *session, uint8_t *data, int size, int flag
         learn(w, data + 6, session.slot)
     if data[0] == 0x0A and data[1] == 0x58:
         restore_mac(w.shared, data)
-    if origin.ecn == 3:
-        mark_congestion(&f)
+    if origin.ecn == 3 and not mark_congestion(&f):
+        drop_traced(w, D_CONGESTION, session.slot)
+        return
     capture(w, 1, session.slot, &f)
     count(w, C_FRAMES_OUT, 1)
     join_or_write(w, &f, open)

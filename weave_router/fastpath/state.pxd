@@ -24,6 +24,7 @@ cdef enum:
     PATH_NO_GSO_ = 1
 
     GROUPS_PER_NODE = 32
+    FLOOD_SOURCES = 256  # token buckets of flood sources, the top byte of a hash
     STATIONS = 4096  # open addressing, a power of two
     MAC_OWNERS = 131072  # the same; pages that no exception needs are never touched
     TRIE_NODES_MAX = 16384  # 2 KB each
@@ -239,6 +240,7 @@ cdef struct Worker:
     uint64_t now  # CLOCK_BOOTTIME ns, taken once per burst
     uint64_t busy_until
     uint64_t flood_tokens_ns
+    uint64_t flood_source_ns[FLOOD_SOURCES]  # the same for each source MAC, by hash
     uint64_t told_ns  # rate limit of stranger events
     uint64_t counters[C_COUNT]
     uint64_t drops[D_COUNT]
