@@ -9,6 +9,7 @@ account has exactly the permissions of docs/kubernetes.md.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,11 +43,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Server:
-    """``directory``: all its files. ``address``: on which it listens beside the loopback."""
+def enter(namespace: str) -> None:
+    """This thread, for good."""
+    if namespace:
+        with open(f"/run/netns/{namespace}") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0):
+                raise OSError(ctypes.get_errno(), "setns")
 
-    def __init__(self, directory: Path, address: str = "127.0.0.1") -> None:
+
+class Server:
+    """``directory``: all its files. ``address``: on which it listens; ``namespace``: in which, empty: this one."""
+
+    def __init__(self, directory: Path, address: str = "127.0.0.1", namespace: str = "") -> None:
         self.directory = directory
+        self._prefix = ["ip", "netns", "exec", namespace] if namespace else []
+        self._inside = ThreadPoolExecutor(1, initializer=enter, initargs=(namespace,))
         self.address = address
         self.port = free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -78,10 +90,12 @@ class Server:
             process.kill()  # nothing of it is needed again
         for process in reversed(self._processes):
             process.wait(20)
+        self._inside.shutdown()
 
     def _run(self, command: list[str]) -> None:
         with open(self.directory / f"{Path(command[0]).name}.log", "wb") as log:
-            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory))
+            self._processes.append(
+                subprocess.Popen([*self._prefix, *command], stdout=log, stderr=log, cwd=self.directory))
 
     def _certificates(self) -> None:
         subprocess.run(
@@ -102,6 +116,9 @@ class Server:
 
     def ask(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
         """As the administrator."""
+        return self._inside.submit(self._ask, method, path, body, kind).result()
+
+    def _ask(self, method: str, path: str, body: object, kind: str) -> Any:
         request = urllib.request.Request(
             f"https://{self.address}:{self.port}/{path}", method=method,
             data=None if body is None else json.dumps(body).encode(),

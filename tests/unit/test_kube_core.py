@@ -237,6 +237,30 @@ def test_after_a_reboot_the_first_read_opens_the_gate() -> None:
     assert router.service.refusal() is None
 
 
+def test_records_of_machines_that_are_gone_are_dropped_by_the_same_rule() -> None:
+    sim, (a, b) = settled("a", "b", fence=100.0, jitter=1.0)
+    former = b"f" * 16
+    here = frozenset({a.identity.node_id, b.identity.node_id})
+    a.world = World(reachable=here, names={b.identity.node_id: "b", former: "b", b"x" * 16: "x"})
+    sim.run(90)
+    assert a.core.buried == []
+    sim.run(15)
+    assert sorted(a.core.buried) == [former, b"x" * 16]  # of the machine that b was, and of one without a Node
+    a.core.buried.clear()
+    a.world = World(names={b.identity.node_id: "b"})
+    sim.run(300)
+    assert a.core.buried == []  # silent, but its Node stands
+
+
+def test_retirement_is_the_apis() -> None:
+    from weave_router.ipam.ownership import step
+    from weave_router.ipam.values import Refused, Retire
+
+    _, (a, b) = settled("a", "b")
+    _, effects = step(a.service.state, Retire(frozenset({b.identity.node_id})))
+    assert any(isinstance(e, Refused) and "delete the Node" in e.reason for e in effects)
+
+
 def test_condition_is_patched_once_and_only_when_it_serves() -> None:
     sim, (a, _) = settled("a", "b")
     writes = sim.api.writes

@@ -53,6 +53,8 @@ def _fresh(state: State, victims: Iterable[NodeId]) -> frozenset[NodeId]:
 
 
 def _refusal(state: State, victims: frozenset[NodeId]) -> Refused | None:
+    if state.arbiter:
+        return Refused("the Kubernetes API owns the blocks: delete the Node, they are free 15 minutes later", victims)
     if not victims:
         return Refused("already retired")
     if not issuing(state):

@@ -84,6 +84,8 @@ class World:
 
     reachable: frozenset[bytes] = frozenset()
     sent: frozenset[int] = frozenset()
+    names: Mapping[bytes, str] = field(default_factory=dict)
+    """Of all nodes the mesh has records of."""
     serving: bool = False
     utc: str = ""
 
@@ -132,6 +134,9 @@ class Kube:
         self._under_way: Call | None = None
         self._events: deque[tuple[str, str, str]] = deque(maxlen=limits.KUBE_EVENTS_PENDING)
         self._gone: dict[str, Gone] = {}
+        self._graves: dict[bytes, float] = {}
+        self.buried: list[bytes] = []
+        """Identities whose machines are gone, until somebody drops their records."""
         self._pods_of: dict[str, str] = {}
         self._not_before = 0.0
         self._failures = 0
@@ -356,6 +361,23 @@ class Kube:
             if now >= gone.due and gone.seen >= 2:
                 self._free(holder, node, gone)
 
+    def _bury(self, now: float) -> None:
+        """Records go by the same rule: no Node, no Lease, no word for the whole time."""
+        if not (self.nodes_synced and self.leases_synced):
+            self._graves.clear()
+            return
+        holding = {lease.identity for lease in self.leases.values()}
+        world = self._world
+        heard = {world.names.get(identity) for identity in world.reachable}
+        absent = {identity for identity, name in world.names.items()
+                  if identity not in world.reachable and identity.hex() not in holding and identity.hex() != self.me
+                  and (name not in self.nodes or name in heard)}
+        self._graves = {identity: self._graves.get(identity, now) for identity in absent}
+        for identity, since in list(self._graves.items()):
+            if now - since >= self.settings.fence + self.settings.jitter:
+                self.buried.append(identity)
+                del self._graves[identity]
+
     def _free(self, holder: str, node: str, gone: Gone) -> None:
         if any(call.target == holder for call in self._all_calls()):
             return
@@ -458,6 +480,7 @@ class Kube:
         else:
             self._without_api(now)
         self._fence(now)
+        self._bury(now)
         self._claim(now)
         if self.own is not None and world.serving and not self.own.available and self._patched != self.own.version:
             self._patched = self.own.version

@@ -102,7 +102,8 @@ class Room:
         mesh = self._mesh.mesh
         reachable = mesh.status().reachable
         sent = frozenset(signed.record.token_sent for signed in mesh.table if signed.node_id in reachable)
-        return kube.World(reachable, sent, self._ipam.service.refusal() is None, utc())
+        names = {signed.node_id: signed.record.name for signed in mesh.table}
+        return kube.World(reachable, sent, names, self._ipam.service.refusal() is None, utc())
 
     def _changed(self) -> None:
         """Nodes became targets, an edit of the Secret tokens, and pods of lost blocks are cut off."""
@@ -116,6 +117,9 @@ class Room:
         if held is not None:
             self._use_tokens(held)
             self._submit(lambda: self.keep(held))
+        buried, self.core.buried = self.core.buried, []
+        for node_id in buried:
+            self._mesh.do(lambda mesh, at, node_id=node_id: mesh.bury(node_id, at))  # type: ignore[misc]
         lost, self._ipam.service.lost = self._ipam.service.lost, []
         if lost:
             self._cutting = asyncio.ensure_future(self.ports_down(lost))

@@ -188,6 +188,12 @@ class Mesh:
         self.replica.own.jump(incarnation, now)
         self._settle(now)
 
+    def bury(self, node_id: bytes, now: float) -> None:
+        """An unreachable node whose machine is gone for good, as another room knows: its record goes."""
+        self.replica.bury(node_id)
+        self.targets.drop(node_id)
+        self._settle(now)
+
     def say_ipam(self, words: Iterable[tuple[bytes, bytes]], now: float) -> None:
         """(neighbour, bytes) in order; to who is no neighbour any more, or takes nothing, nothing is said."""
         for node_id, data in words:

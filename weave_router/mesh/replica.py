@@ -36,6 +36,8 @@ class Replica:
         self._walked_at = now
         self._expire_at = now + EXPIRE_CHECK_SECONDS
         self._unreachable_since: dict[bytes, float] = {}
+        self._buried: dict[bytes, int] = {}
+        """Nodes somebody said are gone for good: their last incarnation, for who still hands their records on."""
         self.table.put_own(own.signed)
 
     # -- what a neighbour sends -------------------------------------------------------------------------------------
@@ -48,6 +50,8 @@ class Replica:
             if signed.node_id == self.own_id:
                 self._check_new(signed, link)
                 self.own_seen(signed, now)
+            elif signed.record.incarnation <= self._buried.get(signed.node_id, -1):
+                pass
             elif self.table.verdict(signed) is Verdict.NEWER:
                 self._check_new(signed, link)
                 self.merge(signed, number, now)
@@ -140,6 +144,16 @@ class Replica:
         change = ReachChanged(gained, lost)
         self.events.append(change)
         return change
+
+    def bury(self, node_id: bytes) -> None:
+        """The machine is gone for good. Whoever comes back under this identity has a greater incarnation."""
+        signed = self.table.get(node_id)
+        if signed is None or node_id == self.own_id or node_id in self.topology.reachable:
+            return
+        if len(self._buried) >= limits.RECORDS_MAX:
+            self._buried.pop(next(iter(self._buried)))
+        self._buried[node_id] = signed.record.incarnation
+        self.table.remove(node_id)
 
     def _expire(self, now: float) -> None:
         """Forget nodes that were unreachable for a day and hold no address."""

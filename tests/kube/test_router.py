@@ -1,0 +1,163 @@
+"""Whole routers in Kubernetes mode: peers, blocks and token by a real API server, pods in namespaces.
+
+    api ── switch ── n1, n2, n3      each a host of the laboratory with its router, and a Node object
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from kube.server import Server, program
+from lab.lab import Lab
+from lab.network import Host
+from lab.router import Router, new_token, ping, wait_for, wait_ping
+from lab.router import program as router_program
+
+from weave_router.tunnel.token import Token
+
+LEASES = "apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+SECRET = "api/v1/namespaces/kube-system/secrets/weave-router"
+SHORT = {"WEAVE_ROUTER_DEBUG_FENCE": "6", "WEAVE_ROUTER_DEBUG_FENCE_JITTER": "2"}
+
+
+class Member(Router):
+    """Without a token file and a range: both are the cluster's."""
+
+    server: Server
+
+    @property
+    def environment(self) -> dict[str, str]:
+        given = {key: value for key, value in super().environment.items() if key != "WEAVE_ROUTER_TOKEN_FILE"}
+        return given | SHORT
+
+    def launch_argv(self) -> list[str]:
+        return [router_program(), "launch", "--kubernetes", "--node-name", self.name, "--kubernetes-api",
+                f"{self.server.address}:{self.server.port}", "--service-account", str(self.server.account),
+                "--state-dir", str(self.host.state_dir), "--run-dir", str(self.host.run_dir)]
+
+    def kube(self) -> dict[str, object]:
+        return dict(self.status()["kubernetes"])
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(lab: Lab) -> Iterator[tuple[Server, list[Member]]]:
+    missing = [name for name in ("etcd", "kube-apiserver") if not program(name)]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}, which `make test-kubernetes` builds once")
+    switch = lab.switch()
+    api = lab.host("api", switch)
+    server = Server(api.directory, api.address("v4"), api.name)
+    try:
+        server.start()
+        yield server, [member(lab, server, lab.host(f"n{number}", switch)) for number in (1, 2, 3)]
+    finally:
+        for router in lab.routers:
+            router.close()
+        server.stop()
+
+
+def member(lab: Lab, server: Server, host: Host) -> Member:
+    server.add_node(host.label, host.address("v4"), host.address("v6"))
+    made = Member(host, token=None)
+    made.server = server
+    lab.routers.append(made)
+    return made
+
+
+def holders(server: Server, router: Member) -> dict[str, str]:
+    """Leases of one router's identity, by their networks."""
+    mine = router.status()["service"]["id"]
+    return {name: holder for name, holder in server.leases().items() if holder.endswith(mine)}
+
+
+def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
+    server, routers = cluster
+    lab.parallel(*(router.launch for router in routers))
+    pods = [router.attach(lab.pod(router.host, "p")) for router in routers]
+    for pod in pods[1:]:
+        wait_ping(pods[0], pod.address("v4"))
+        wait_ping(pods[0], pod.address("v6"))
+    assert len({router.status()["ipam"]["universe"] for router in routers}) == 1
+    wait_for("two blocks each", lambda: all(len(holders(server, r)) == 2 for r in routers))
+    wait_for("the condition", lambda: any(
+        c["type"] == "NetworkUnavailable" and c["status"] == "False"
+        for c in server.ask("GET", "api/v1/nodes/n1")["status"].get("conditions", [])))
+    old = base64.b64decode(server.ask("GET", SECRET)["data"]["token"]).decode().strip()
+    domain_file = lab.directory / "old"
+    domain_file.touch(mode=0o600)
+    domain_file.write_text(old + "\n")
+    new = routers[0].cli("token", "new", "--domain-of", str(domain_file)).stdout.strip()
+    with_all = pods[0].popen(["ping", "-i", "0.05", "-c", "400", "-W", "1", pods[1].address("v4")])
+    for lines in ([old, new], [new, old], [new]):
+        edit_secret(server, lines)
+        wanted = [f"{Token.parse(line).id:08x}" for line in lines]
+        wait_for(f"{wanted} everywhere", lambda wanted=wanted: all(r.status()["tokens"]["accepted"] == wanted
+                                                                   for r in routers))
+        wait_for("the Lease", lambda wanted=wanted: all(r.kube()["token"] == wanted[0] for r in routers))
+    out, _ = with_all.communicate(timeout=60)
+    assert " 0% packet loss" in out, out
+    edit_secret(server, [new_token()])
+    wait_for("the refusal", lambda: "refused" in str(routers[0].kube()["troubles"]))
+    assert ping(pods[0], pods[1].address("v4"))
+
+
+def edit_secret(server: Server, lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    server.ask("PATCH", SECRET, {"data": {"token": base64.b64encode(text.encode()).decode()}},
+               "application/merge-patch+json")
+
+
+def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
+    """n3 loses its link and its Node; its blocks are freed and given to n1; healed, it cuts its pods off."""
+    server, routers = cluster
+    lab.parallel(*(router.launch for router in routers))
+    first, _, third = routers
+    pods = [router.attach(lab.pod(router.host, "p")) for router in routers]
+    wait_ping(pods[0], pods[2].address("v4"))
+    wait_for("two blocks", lambda: len(holders(server, third)) == 2)
+    lost = set(holders(server, third))
+    server.ask("DELETE", "api/v1/nodes/n3")
+    third.host.ip("link set eth0 down")
+    wait_for("freed", lambda: {server.leases()[name] for name in lost} == {""}, 40)
+    assert ping(pods[0], pods[1].address("v4"))
+    mine = first.status()["service"]["id"]
+    uid = server.ask("GET", "api/v1/nodes/n1")["metadata"]["uid"]
+    for name in lost:  # what a claim of n1 does when the draw falls on it
+        lease = server.ask("GET", f"{LEASES}/{name}")
+        lease["spec"] |= {"holderIdentity": f"{uid}.{mine}", "leaseTransitions": 1}
+        server.ask("PUT", f"{LEASES}/{name}", lease)
+    network = block_of(pods[2].address("v4"), lost)
+    wait_for("n1 has it", lambda: first.kube()["own_blocks"] == 4)
+    third.host.ip("link set eth0 up")
+    server.add_node("n3", third.host.address("v4"))
+    wait_for("cut off", lambda: port_state(third) == "DOWN", 20)
+    assert f"block {network} is lost" in json.dumps(third.kube()["troubles"])
+    assert not ping(pods[0], pods[2].address("v4"), wait=0.5)
+    third.kill()
+    third.launch()
+    assert port_state(third) == "DOWN"
+    fresh = third.attach(lab.pod(third.host, "q"))
+    wait_ping(pods[0], fresh.address("v4"))
+
+
+def port_state(router: Member) -> str:
+    """Of the first pod's port."""
+    port = router.status()["ipam"]["attachments"][0]["port"]
+    out = router.host.run(["ip", "-j", "link", "show", "dev", port]).stdout
+    return "UP" if "UP" in json.loads(out)[0]["flags"] else "DOWN"
+
+
+def block_of(address: str, names: set[str]) -> str:
+    networks = [IPv4Network("{}.{}.{}.{}/{}".format(*name.removeprefix("weave-router-block-").split("-")))
+                for name in names]
+    return str(next(network for network in networks if IPv4Address(address) in network))
