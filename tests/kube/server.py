@@ -171,6 +171,7 @@ class Relay:
         self.target = target
         self.mood = "fair"
         self.connections = 0
+        self.open: set[asyncio.StreamWriter] = set()
         self._rng = rng
         self._server: asyncio.Server | None = None
         self.port = 0
@@ -186,11 +187,14 @@ class Relay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open.add(writer)
         try:
             far_reader, far_writer = await asyncio.open_connection(*self.target)
             await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
         except OSError:
             writer.transport.abort()
+        finally:
+            self.open.discard(writer)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = self._rng.randrange(3_000, 60_000) if self.mood == "cut" else 1 << 60

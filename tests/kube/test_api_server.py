@@ -90,11 +90,30 @@ async def test_three_race_through_a_relay_that_cuts_and_hangs(server: Server, mo
         await until(lambda: all(m.core.troubles for m in members))
         relay.mood = "fair"
         await until(lambda: all(len(m.blocks.owned()) == 40 for m in members), 90)
+        await until(lambda: not any(m.core.troubles for m in members), 20)
+        assert all(m.core.leases_synced and m.core.nodes_synced for m in members)
         assert relay.connections > 10
         holders = await asyncio.to_thread(server.leases)
         assert Counter(holders.values()) == {m.core.holder: 40 for m in members}
         owned = [block for m in members for block in m.blocks.owned()]
         assert len(owned) == len(set(owned)) == 120
+
+
+async def test_the_server_away_and_back(server: Server) -> None:
+    """Nothing is lost, status says so, and a watch that goes on counts as one that never ended."""
+    server.add_node("a", "192.0.2.1")
+    async with Relay(("127.0.0.1", server.port), Random(5)) as relay:
+        async with Member(server, "a", 2, relay.port).running() as member:
+            await until(lambda: len(member.blocks.owned()) == 2)
+            target, relay.target = relay.target, ("127.0.0.1", 1)
+            relay.mood = "cut"
+            for writer in list(relay.open):
+                writer.transport.abort()
+            await until(lambda: not member.core.nodes_synced and not member.core.leases_synced)
+            assert "the watch of nodes is broken" in member.core.troubles["watch of nodes"]
+            member.blocks.appetite = 3
+            relay.target, relay.mood = target, "fair"
+            await until(lambda: len(member.blocks.owned()) == 3 and not member.core.troubles, 12)
 
 
 async def test_a_claim_is_one_write_and_idle_is_silence(server: Server) -> None:

@@ -294,7 +294,7 @@ def test_forbidden_says_so_and_backs_off() -> None:
     assert "compare the Role" in router.core.troubles["api"] and router.core.next_call(sim.now) is None
     assert router.core.next_event() == ("Warning", "ApiServer", router.core.troubles["api"])
     for failures in range(20):
-        assert 0.5 <= back_off(failures, sim.rng) <= 30.0
+        assert 0.5 <= back_off(failures, sim.rng) <= 8.0
 
 
 def test_events_that_nobody_takes_are_bounded() -> None:

@@ -97,7 +97,7 @@ class KubeDriver:
                 if ended.status == 403:
                     sentence += "; forbidden: compare the Role with docs/kubernetes.md"
                 _log.warning("watch", extra={"kind": watch.kind, "error": str(ended)})
-                self.core.unsynced(watch.kind, sentence) if not watch.version or failures > 1 else None
+                self.core.unsynced(watch.kind, sentence)
                 await asyncio.sleep(max(ended.after, back_off(failures, self._rng)))
                 failures += 1
 
@@ -108,14 +108,13 @@ class KubeDriver:
                 with contextlib.suppress(BadPacket):
                     found.append(self._read(watch.kind, item))
         if watch.version:
-            self.core.synced(watch.kind)
             listed(found)
 
     async def _lines(self, watch: Watch, seen: Callable[..., None]) -> None:
         async with self._api.watch(watch.request(self._rng)) as lines:
             if isinstance(lines, Answer):
                 raise watch.refused(lines)
-            self.core.synced(watch.kind)
+            self.core.resumed(watch.kind)
             async for line in lines:
                 event = watch.read_line(line)
                 if event is None:
