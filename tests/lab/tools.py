@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -12,10 +13,16 @@ from .namespace import run
 ROOT: Final = Path(__file__).resolve().parents[2]
 BUILD_DIR: Final = ROOT / "build" / "lab"
 FLAGS: Final = ("-O2", "-Wall", "-Wextra", "-Werror")
+_one_at_a_time = threading.Lock()  # labs run side by side in threads
+
+
+def tool(name: str) -> Path:
+    with _one_at_a_time:
+        return _made(name)
 
 
 @cache
-def tool(name: str) -> Path:
+def _made(name: str) -> Path:
     """The executable made from ``tests/lab/<name>.c``. Replaced by rename: another lab may be running it."""
     source, target = Path(__file__).with_name(f"{name}.c"), BUILD_DIR / name
     if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
