@@ -125,7 +125,7 @@ BENCH_ROUNDS = $(if $(QUICK),1,5)
 	@touch $@
 
 bench: .setup/release .setup/bench .setup/clients
-	@for script in throughput others; do \
+	@for script in throughput others cni; do \
 	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P benchmarks/$$script.py --rounds $(BENCH_ROUNDS) \
 	    $(if $(QUICK),--seconds 1) $(ARGS); done
 	@$(BIN)/python -P benchmarks/plots.py

@@ -28,13 +28,17 @@ def routers_for(
     family: str = "v4",
     flags: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    seeded: bool = False,
 ) -> list[Router]:
-    """One router per host, not yet launched."""
+    """One router per host, not yet launched. ``seeded``: they share the range and give addresses themselves."""
     made: list[Router] = []
+    if seeded:
+        flags = [*flags, "--ipalloc-init", "seed=" + ",".join(host.label for host in hosts)]
     for number, host in enumerate(hosts, 1):
         neighbours = hosts[number - 2 : number - 1] or hosts[1:2]
         peers = [neighbour.address(family) for neighbour in neighbours]
-        made.append(lab.router(host, bridge_address=f"10.32.{number}.1", peers=peers, flags=flags, env=env))
+        bridge = "" if seeded else f"10.32.{number}.1"
+        made.append(lab.router(host, bridge_address=bridge, peers=peers, flags=flags, env=env))
     return made
 
 
