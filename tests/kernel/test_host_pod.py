@@ -7,7 +7,6 @@
 Forged frames are sent by a packet socket inside pod A; what came through is read at pod B.
 """
 
-import os
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from weave_router.host.names import port_name
 from weave_router.host.netlink_driver import find, links
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan, pod_plan
+from weave_router.host.rtnl_driver import Rtnl
 from weave_router.ipam.number import mac_of, mac_text
 
 from .conftest import Netns
@@ -62,17 +62,20 @@ class Node:
     netns: Netns
     tap: tap_driver.Tap = field(init=False)
     ipr: Any = field(init=False)
+    rtnl: Rtnl = field(init=False)
     nft: Nft = field(init=False)
 
     def start(self) -> None:
         self.tap = tap_driver.open_tap("weave-tap", 1)
         self.ipr = IPRoute()
+        self.rtnl = Rtnl()
         self.nft = Nft()
         bridge_driver.ensure(self.ipr, BRIDGE)
         self.nft.run(netfilter.tables("weave", UNIVERSE4, UNIVERSE6), "load")
 
     def stop(self) -> None:
         self.ipr.close()
+        self.rtnl.close()
         self.nft.close()
         tap_driver.close_tap(self.tap)
 
@@ -84,8 +87,8 @@ class Node:
             handle.close()
 
     def _attach(self, plan: PodPlan, handle: handover_driver.PodHandle) -> Attached:
-        with IPRoute(fileno=os.dup(handle.netlink)) as inside:
-            return pod_driver.attach(self.ipr, self.nft, plan, inside, handle.netns)
+        with Rtnl(handle.netlink) as inside:
+            return pod_driver.attach(self.rtnl, self.nft, plan, inside, handle.netns)
 
     def elements(self) -> str:
         return self.netns.run("nft", "-s", "list", "table", "bridge", "weave_router")
@@ -125,7 +128,7 @@ def test_first_packets_work_by_both_families_and_to_the_host(pods: Pods) -> None
 
 
 def test_pod_is_as_planned(pods: Pods) -> None:
-    assert pods.node.netns.call(pod_driver.verify, pods.node.ipr, pods.plan_a) == []
+    assert pods.node.netns.call(pod_driver.verify, pods.node.rtnl, pods.plan_a) == []
     link = pods.a.run("ip", "-d", "link", "show", "eth0")
     assert "0a:58:0a:20:00:02" in link and "mtu 1368" in link
     assert f"gso_max_size {pods.plan_a.gso_max_size}" in link
@@ -363,34 +366,34 @@ def test_detach_leaves_nothing(node: Node, make_netns: Callable[[], Netns]) -> N
     before, pod, plan = everything(node), make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
     assert everything(node) != before
-    assert node.netns.call(pod_driver.detach, node.ipr, node.nft, plan.guard)
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard)
     port = node.netns.call(find, node.ipr, plan.port)
     assert (port.master, port.up) == (0, False)
     assert node.netns.call(pod_driver.ports, node.ipr) == []
-    node.netns.call(pod_driver.reap, node.ipr)
+    node.netns.call(pod_driver.reap, node.rtnl)
     assert everything(node) == before
     assert "eth0" not in pod.run("ip", "link")
-    assert node.netns.call(pod_driver.detach, node.ipr, node.nft, plan.guard) is False
-    node.netns.call(pod_driver.reap, node.ipr)
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard) is False
+    node.netns.call(pod_driver.reap, node.rtnl)
 
 
 def test_detach_after_the_namespace_went_first(node: Node, make_netns: Callable[[], Netns]) -> None:
     before, pod, plan = everything(node), make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
     pod.run("ip", "link", "del", "eth0")
-    assert node.netns.call(pod_driver.detach, node.ipr, node.nft, plan.guard) is False
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard) is False
     assert everything(node) == before
 
 
 def test_attach_again_after_detach_before_the_pair_was_deleted(node: Node, make_netns: Callable[[], Netns]) -> None:
     pod, plan = make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
-    node.netns.call(pod_driver.detach, node.ipr, node.nft, plan.guard)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard)
     node.attach(plan, pod)
     pod.run("ping", "-c1", "-W1", "10.32.0.1")
 
 
-@pytest.mark.parametrize("step", ["_create_pair", "_plug", "_configure_pod", "_default_routes", "_await_forwarding"])
+@pytest.mark.parametrize("step", ["_create_pair", "_plug", "_configure_pod", "_route", "_await_forwarding"])
 def test_failure_at_any_step_leaves_nothing(
     node: Node, make_netns: Callable[[], Netns], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -461,11 +464,11 @@ def test_reattach_finds_the_pods_that_still_stand(pods: Pods) -> None:
 def test_verify_names_what_changed_at_a_port(pods: Pods) -> None:
     pods.node.netns.run("bridge", "link", "set", "dev", pods.plan_a.port, "learning", "on", "locked", "off")
     port = pods.plan_a.port
-    assert pods.node.netns.call(pod_driver.verify, pods.node.ipr, pods.plan_a) == [
+    assert pods.node.netns.call(pod_driver.verify, pods.node.rtnl, pods.plan_a) == [
         f"learning of {port} is not 0",
         f"locked of {port} is not 1",
     ]
-    assert pods.node.netns.call(pod_driver.verify, pods.node.ipr, replace(pods.plan_b, port="x")) == ["x is gone"]
+    assert pods.node.netns.call(pod_driver.verify, pods.node.rtnl, replace(pods.plan_b, port="x")) == ["x is gone"]
 
 
 def test_what_leaves_the_universe_is_masqueraded(pods: Pods, make_netns: Callable[[], Netns]) -> None:

@@ -17,7 +17,7 @@ from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.netfilter import PortGuard
-from weave_router.host.pod import PodPlan, pod_plan
+from weave_router.host.pod import Attached, PodPlan, pod_plan
 from weave_router.ipam.allocator import Holder
 from weave_router.store import Attachment
 
@@ -76,6 +76,7 @@ class Attachments:
         self._announce = announce
         self._owner_of = owner_of
         self._held: dict[tuple[str, str], Attachment] = {}
+        self._attached: dict[tuple[str, str], Attached] = {}
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.mended: list[str] = []
         """What was found changed at the bridge and put back, the latest last."""
@@ -108,6 +109,10 @@ class Attachments:
 
     def get(self, container: str, ifname: str) -> Attachment | None:
         return self._held.get((container, ifname))
+
+    def attached(self, container: str, ifname: str) -> Attached | None:
+        """What the kernel said of it as it was wired; None for one that was taken over."""
+        return self._attached.get((container, ifname))
 
     def plan(self, attachment: Attachment) -> PodPlan:
         """As it was carried out, with the port name it really got."""
@@ -166,7 +171,7 @@ class Attachments:
             await asyncio.shield(self._forget(key))
             raise
         self._note(mended)
-        self._held[key] = _on_port(attachment, attached.port)
+        self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
         try:
             self._announce(self.numbers())
         except ValueError:
@@ -182,6 +187,7 @@ class Attachments:
 
     async def _forget(self, key: tuple[str, str]) -> None:
         self._held.pop(key, None)
+        self._attached.pop(key, None)
         await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key))
 
     # -- detach ----------------------------------------------------------------------------------------------------

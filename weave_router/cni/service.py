@@ -17,7 +17,6 @@ from weave_router.cni.verbs import CniError, Code, Key, Wired
 from weave_router.errors import BadPacket, UserError
 from weave_router.host import handover
 from weave_router.host.driver import Host
-from weave_router.host.faults import Fault, HostError
 from weave_router.host.handover_driver import Request as Handover
 from weave_router.store import Attachment
 
@@ -93,24 +92,9 @@ class CniService:
             await self._make_room(wanted, inode, address, request)
             wish = Wish(wanted.container, wanted.ifname, address, inode, request.netlink, request.netns, wanted.network)
             known = self._attachments.get(*wanted.key) is not None
-            held = await self._attach(wish)
+            held = await self._attachments.attach(wish)
             self._own(wanted.key, request, known)
-            try:
-                return verbs.result(wanted, await self._look(held, request))
-            except UserError:
-                if not known:
-                    await asyncio.shield(self._attachments.detach(*wanted.key))
-                raise
-
-    async def _attach(self, wish: Wish) -> Attachment:
-        """The interface may belong to a pod that was detached from this namespace a moment ago, under another id."""
-        try:
-            return await self._attachments.attach(wish)
-        except HostError as error:
-            if error.fault is not Fault.POD_NAME_TAKEN:
-                raise
-        await self._host.reap()
-        return await self._attachments.attach(wish)
+            return verbs.result(wanted, await self._wired(held, request, known))
 
     def _inode(self, request: Handover) -> int:
         if request.netns < 0:
@@ -158,8 +142,11 @@ class CniService:
     async def _seen(self, held: Attachment, request: Handover) -> Any:
         return await self._host.look(self._attachments.plan(held), request.netlink)
 
-    async def _look(self, held: Attachment, request: Handover) -> Wired:
-        plan, seen = self._attachments.plan(held), await self._seen(held, request)
+    async def _wired(self, held: Attachment, request: Handover, known: bool) -> Wired:
+        """A pod that was wired this moment stands as it was; another is looked at."""
+        plan = self._attachments.plan(held)
+        attached = None if known else self._attachments.attached(held.container, held.ifname)
+        seen = attached or await self._seen(held, request)
         assert plan.gateway_ipv4 is not None
         return Wired(
             plan.bridge, seen.bridge_mac, plan.port, seen.port_mac, plan.mac, plan.mtu, plan.ipv4, plan.ipv6,

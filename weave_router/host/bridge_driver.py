@@ -17,6 +17,7 @@ from weave_router.host import sysctl_driver
 from weave_router.host.bridge import MTU_LINK_MAX, BridgePlan, gso_max_size, random_mac
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.netlink_driver import Link, Netlink, addresses, explain, find, links, need
+from weave_router.host.rtnl_driver import Rtnl
 
 _IFA_F_NODAD = 0x02
 _MCAST_ROUTER_PERMANENT = 2
@@ -60,7 +61,7 @@ def remove_addresses(ipr: Netlink, plan: BridgePlan, gone: Sequence[IPv4Interfac
                 ipr.addr("del", index=bridge.index, address=str(address.ip), prefixlen=address.network.prefixlen)
 
 
-def verify(ipr: Netlink, plan: BridgePlan) -> list[str]:
+def verify(ipr: Netlink | Rtnl, plan: BridgePlan) -> list[str]:
     """What is not as planned, in words; empty when all is well."""
     bridge, tap = find(ipr, plan.name), find(ipr, plan.tap)
     if bridge is None:

@@ -20,6 +20,7 @@ from weave_router.host.netfilter import PortGuard
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan
+from weave_router.host.rtnl_driver import Rtnl
 from weave_router.limits import REAP_SECONDS
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ class Host:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="host")
         self._ipr: Netlink = None
+        self._rtnl: Rtnl
         self._nft: Nft | None = None
         self._reap: asyncio.Task[None] | None = None
 
@@ -42,7 +44,7 @@ class Host:
         """Pairs that wait for their deletion are deleted first."""
         if self._reap is not None:
             self._reap.cancel()
-            await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+            await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
         await self._run(self._close)
         self._thread.shutdown(wait=False)
 
@@ -66,29 +68,26 @@ class Host:
         """Wire a pod; both descriptors stay the caller's. Also what had been changed at the bridge, now put back."""
 
         def work(ipr: Netlink, nft: Nft) -> tuple[Attached, list[str]]:
-            inside = open_netlink(os.dup(netlink))
-            try:
-                attached = pod_driver.attach(ipr, nft, plan, inside, netns)
-            finally:
-                inside.close()
-            return attached, _mend(ipr, bridge)
+            with Rtnl(netlink) as inside:
+                attached = pod_driver.attach(self._rtnl, nft, plan, inside, netns)
+            return attached, _mend(self._rtnl, ipr, bridge)
 
         return await self.call(work)
 
     async def mend(self, bridge: BridgePlan) -> list[str]:
         """What something changed at the bridge, in words; it is put back."""
-        return await self.call(lambda ipr, nft: _mend(ipr, bridge))
+        return await self.call(lambda ipr, nft: _mend(self._rtnl, ipr, bridge))
 
     async def detach(self, guard: PortGuard) -> bool:
         """Off the network when this returns; the pair is deleted with others a moment later."""
-        stood = await self.call(lambda ipr, nft: pod_driver.detach(ipr, nft, guard))
+        stood = await self.call(lambda ipr, nft: pod_driver.detach(self._rtnl, nft, guard))
         if self._reap is None:
             self._reap = asyncio.create_task(self._reap_later())
         return stood
 
     async def reap(self) -> None:
         """Pairs that wait for their deletion are gone when this returns."""
-        await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+        await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
 
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         """What of the plan stands, at both ends; the descriptor stays the caller's."""
@@ -113,7 +112,7 @@ class Host:
         await asyncio.sleep(REAP_SECONDS)
         self._reap = None
         try:
-            await self.call(lambda ipr, nft: pod_driver.reap(ipr))
+            await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
         except HostError as error:  # they are off the network; the next detach tries again
             _log.warning("%s", error)
 
@@ -123,20 +122,22 @@ class Host:
     def _open(self) -> None:
         self._nft = Nft()
         self._ipr = open_netlink()
+        self._rtnl = Rtnl()
 
     def _close(self) -> None:
         if self._nft is not None:
             self._nft.close()
         if self._ipr is not None:
             self._ipr.close()
+            self._rtnl.close()
 
     def _opened_nft(self) -> Nft:
         assert self._nft is not None, "open() first"
         return self._nft
 
 
-def _mend(ipr: Netlink, bridge: BridgePlan) -> list[str]:
-    problems = bridge_driver.verify(ipr, bridge)
+def _mend(rtnl: Rtnl, ipr: Netlink, bridge: BridgePlan) -> list[str]:
+    problems = bridge_driver.verify(rtnl, bridge)
     if problems:
         bridge_driver.ensure(ipr, bridge)
     return problems

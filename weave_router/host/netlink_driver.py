@@ -1,18 +1,25 @@
 """Opens rtnetlink and reads links from it as values. Synchronous pyroute2: never on the event loop's thread.
 
-Decides nothing. Called by the other drivers of this room; nobody else in the product imports pyroute2.
+Decides nothing. What reads here takes a bare ``Rtnl`` too, which an ADD uses: 30 us a link instead of 500. Called by
+the other drivers of this room; nobody else in the product imports pyroute2.
 """
 
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENODEV
-from typing import Any
+from ipaddress import ip_address
+from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from weave_router.host import rtnl_numbers as n
 from weave_router.host.faults import Fault, HostError
+from weave_router.host.rtnl import attributes as _attributes
+from weave_router.host.rtnl_driver import Rtnl
 
 Netlink = Any  # pyroute2.IPRoute, which carries no types
 IFF_UP = 1
@@ -56,7 +63,9 @@ def explain(operation: str, link: str, fault: Fault = Fault.NETLINK, **words: ob
         raise HostError(fault, operation=operation, link=link, errno=error.errno or 0, **words) from error
 
 
-def find(ipr: Netlink, name: str) -> Link | None:
+def find(ipr: Netlink | Rtnl, name: str) -> Link | None:
+    if isinstance(ipr, Rtnl):
+        return _find(ipr, name)
     try:
         return _link_of(ipr.link("get", ifname=name)[0])
     except NetlinkError as error:
@@ -65,7 +74,56 @@ def find(ipr: Netlink, name: str) -> Link | None:
         raise HostError(Fault.NETLINK, operation="read link", link=name, errno=error.code) from error
 
 
-def need(ipr: Netlink, name: str) -> Link:
+def _find(rtnl: Rtnl, name: str) -> Link | None:
+    body, code = rtnl.link(name)
+    if code not in (0, ENODEV):
+        raise HostError(Fault.NETLINK, operation="read link", link=name, errno=code)
+    return None if code else _read_link(body)
+
+
+def _read_link(body: bytes) -> Link:
+    """An ifinfomsg and its attributes."""
+    index, flags = struct.unpack_from("=iI", body, 4)
+    found = dict(_attributes(body[16:]))
+    info = dict(_attributes(found.get(n.IFLA_LINKINFO, b"")))
+    port = dict(_attributes(info.get(n.IFLA_INFO_SLAVE_DATA, b"")))
+    return Link(
+        index=index,
+        name=_text(found, n.IFLA_IFNAME),
+        mac=found.get(n.IFLA_ADDRESS, b"").hex(":"),
+        mtu=_number(found, n.IFLA_MTU),
+        up=bool(flags & IFF_UP),
+        carrier=bool(_number(found, n.IFLA_CARRIER)),
+        master=_number(found, n.IFLA_MASTER),
+        kind=_text(info, n.IFLA_INFO_KIND),
+        alias=_text(found, n.IFLA_IFALIAS),
+        group=_number(found, n.IFLA_GROUP),
+        gso_max_size=_number(found, n.IFLA_GSO_MAX_SIZE),
+        txqlen=_number(found, n.IFLA_TXQLEN),
+        port={name: _number(port, kind) for name, kind in PORT_FLAGS.items() if kind in port},
+    )
+
+
+def _text(found: dict[int, bytes], kind: int) -> str:
+    return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(found: dict[int, bytes], kind: int) -> int:
+    return int.from_bytes(found.get(kind, b""), sys.byteorder)
+
+
+PORT_FLAGS: Final = {
+    "state": n.IFLA_BRPORT_STATE,
+    "mode": n.IFLA_BRPORT_MODE,
+    "learning": n.IFLA_BRPORT_LEARNING,
+    "unicast_flood": n.IFLA_BRPORT_UNICAST_FLOOD,
+    "multicast_router": n.IFLA_BRPORT_MULTICAST_ROUTER,
+    "locked": n.IFLA_BRPORT_LOCKED,
+}
+"""Of a bridge port, as pyroute2 names them."""
+
+
+def need(ipr: Netlink | Rtnl, name: str) -> Link:
     link = find(ipr, name)
     if link is None:
         raise HostError(Fault.NO_LINK, link=name, errno=ENODEV)
@@ -107,7 +165,9 @@ def _port_of(data: Any) -> dict[str, Any]:
     }
 
 
-def addresses(ipr: Netlink, index: int) -> list[str]:
+def addresses(ipr: Netlink | Rtnl, index: int) -> list[str]:
     """All addresses of a link as ``address/length``."""
+    if isinstance(ipr, Rtnl):
+        return [f"{ip_address(packed)}/{length}" for packed, length in ipr.addresses(index)]
     with explain("list addresses of", f"link {index}"):
         return [f"{m.get_attr('IFA_ADDRESS')}/{m['prefixlen']}" for m in ipr.get_addr(index=index)]

@@ -55,7 +55,8 @@ class PodPlan:
 
 @dataclass(frozen=True)
 class Attached:
-    """What stands now. ``port_index`` and ``pod_index`` are link indices, each in its own namespace."""
+    """What stands now. ``port_index`` and ``pod_index`` are link indices, each in its own namespace; ``default_v4`` and
+    ``default_v6``: the default route is ours."""
 
     port: str
     port_index: int
@@ -63,6 +64,10 @@ class Attached:
     mac: str
     ipv4: IPv4Interface
     ipv6: IPv6Interface | None
+    port_mac: str
+    bridge_mac: str
+    default_v4: bool
+    default_v6: bool
 
 
 def pod_plan(

@@ -1,0 +1,105 @@
+"""A bare rtnetlink socket: several messages in one send, their answers read back. Decides nothing.
+
+The kernel carries out a whole batch before the send returns, one after the other, and goes on behind a refusal; who
+needs an order asks again with the next batch. Called by pod_driver.py and netlink_driver.py.
+"""
+
+import os
+import socket
+import struct
+from typing import Final, Self
+
+from weave_router.host.rtnl import Message, attributes, link_get
+from weave_router.host.rtnl_numbers import (
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RTM_GETADDR,
+    RTM_NEWADDR,
+)
+
+_HEAD: Final = struct.Struct("=IHHII")
+_READ_BYTES: Final = 64 * 1024
+_SECONDS: Final = 5.0
+"""The kernel answers within the send; this only bounds what should never happen."""
+
+
+class Rtnl:
+    """``descriptor``: a socket that was opened elsewhere (in a pod); it is duplicated, the caller's stays open."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        if descriptor is None:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        else:
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+        self._socket.settimeout(_SECONDS)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, *messages: Message) -> list[int]:
+        """Carry out all; per message 0 or its errno."""
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        self._socket.send(b"".join(
+            _HEAD.pack(_HEAD.size + len(m.body), m.kind, m.flags | NLM_F_REQUEST | NLM_F_ACK, first + n, 0) + m.body
+            for n, m in enumerate(messages)))  # fmt: skip
+        codes: dict[int, int] = {}
+        while len(codes) < len(messages):
+            for kind, sequence, body in self._read():
+                if kind == NLMSG_ERROR and first <= sequence < first + len(messages):
+                    codes[sequence] = -int(struct.unpack_from("=i", body)[0])
+        return [codes[first + n] for n in range(len(messages))]
+
+    def link(self, name: str) -> tuple[bytes, int]:
+        """(ifinfomsg with its attributes, errno) of one link."""
+        return self._ask(link_get(name), NLM_F_REQUEST)
+
+    def addresses(self, index: int) -> list[tuple[bytes, int]]:
+        """(packed address, prefix length) of a link."""
+        found = []
+        self._sequence += 1
+        body = struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0)
+        self._socket.send(_HEAD.pack(_HEAD.size + len(body), RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP,
+                                     self._sequence, 0) + body)  # fmt: skip
+        done = False
+        while not done:
+            for kind, sequence, data in self._read():
+                if sequence != self._sequence:
+                    continue
+                done |= kind in (NLMSG_DONE, NLMSG_ERROR)
+                if kind == RTM_NEWADDR and struct.unpack_from("=I", data, 4)[0] == index:
+                    present = dict(attributes(data[8:]))
+                    found.append((present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b""), data[1]))
+        return found
+
+    def _ask(self, message: Message, flags: int) -> tuple[bytes, int]:
+        self._sequence += 1
+        head = _HEAD.pack(_HEAD.size + len(message.body), message.kind, message.flags | flags, self._sequence, 0)
+        self._socket.send(head + message.body)
+        while True:
+            for kind, sequence, body in self._read():
+                if sequence == self._sequence:
+                    return (b"", -int(struct.unpack_from("=i", body)[0])) if kind == NLMSG_ERROR else (body, 0)
+
+    def _read(self) -> list[tuple[int, int, bytes]]:
+        """What the kernel sent: whoever else writes to the socket (a pod's root could) is not listened to."""
+        data, sender = self._socket.recvfrom(_READ_BYTES)
+        found, at = [], 0
+        while sender[0] == 0 and at + _HEAD.size <= len(data):
+            length, kind, _, sequence, _ = _HEAD.unpack_from(data, at)
+            found.append((kind, sequence, data[at + _HEAD.size : at + length]))
+            at += (length + 3) & ~3
+        return found

@@ -1,0 +1,58 @@
+"""The kernel's numbers that rtnl.py and rtnl_driver.py use, by the kernel's names. Nothing else."""
+
+from typing import Final
+
+# linux/netlink.h
+NLM_F_REQUEST: Final = 0x01
+NLM_F_ACK: Final = 0x04
+NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+NLM_F_DUMP: Final = 0x300
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+
+# linux/rtnetlink.h
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+RTM_GETLINK: Final = 18
+RTM_SETLINK: Final = 19
+RTM_NEWADDR: Final = 20
+RTM_GETADDR: Final = 22
+RTM_NEWROUTE: Final = 24
+RTM_NEWNEIGH: Final = 28
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
+
+# linux/if_link.h
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFLA_MASTER: Final = 10
+IFLA_TXQLEN: Final = 13
+IFLA_LINKINFO: Final = 18
+IFLA_IFALIAS: Final = 20
+IFLA_AF_SPEC: Final = 26
+IFLA_GROUP: Final = 27
+IFLA_NET_NS_FD: Final = 28
+IFLA_CARRIER: Final = 33
+IFLA_GSO_MAX_SIZE: Final = 41
+IFLA_INFO_KIND: Final = 1
+IFLA_INFO_DATA: Final = 2
+IFLA_INFO_SLAVE_KIND: Final = 4
+IFLA_INFO_SLAVE_DATA: Final = 5
+IFLA_INET6_ADDR_GEN_MODE: Final = 8
+IFLA_BRPORT_STATE: Final = 1
+IFLA_BRPORT_MODE: Final = 4
+IFLA_BRPORT_LEARNING: Final = 8
+IFLA_BRPORT_UNICAST_FLOOD: Final = 9
+IFLA_BRPORT_MULTICAST_ROUTER: Final = 25
+IFLA_BRPORT_LOCKED: Final = 39
+VETH_INFO_PEER: Final = 1
+
+# linux/if_addr.h, linux/neighbour.h
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFA_FLAGS: Final = 8
+NDA_LLADDR: Final = 2
