@@ -8,10 +8,13 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from socket import AF_BRIDGE, AF_INET, AF_INET6, AF_UNSPEC
 from typing import Final
 
 from weave_router.host.rtnl_numbers import (
+    AF_BRIDGE,
+    AF_INET,
+    AF_INET6,
+    AF_UNSPEC,
     IFA_ADDRESS,
     IFA_FLAGS,
     IFA_LOCAL,

@@ -1,6 +1,15 @@
-"""The kernel's numbers that rtnl.py and rtnl_driver.py use, by the kernel's names. Nothing else."""
+"""The kernel's numbers, by the kernel's names, of the few messages that are made by hand.
+
+Nothing else: it decides nothing and knows no message. Called by rtnl.py, rtnl_driver.py and netlink_driver.py.
+"""
 
 from typing import Final
+
+# linux/socket.h
+AF_UNSPEC: Final = 0
+AF_INET: Final = 2
+AF_BRIDGE: Final = 7
+AF_INET6: Final = 10
 
 # linux/netlink.h
 NLM_F_REQUEST: Final = 0x01
