@@ -19,7 +19,16 @@ from weave_router.host import sysctl_driver
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import GRAVE_GROUP, is_port_name
 from weave_router.host.netfilter import PortGuard, guard_added, guard_removed
-from weave_router.host.netlink_driver import BRIDGE_PORT_FORWARDING, PORT_FLAGS, Link, Netlink, explain, find, links, need
+from weave_router.host.netlink_driver import (
+    BRIDGE_PORT_FORWARDING,
+    PORT_FLAGS,
+    Link,
+    Netlink,
+    explain,
+    find,
+    links,
+    need,
+)
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import ALIAS_PREFIX, Attached, PodPlan, read_alias
 from weave_router.host.rtnl import Message
