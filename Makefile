@@ -11,6 +11,9 @@
 #   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number
 #   make soak-kernel     the kernel tests with a hundred times the traffic
 #   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping
+#   make image           the container image, by docker, podman or buildah; IMAGE=name:tag names it
+#   make demo-kubernetes a real cluster of three nodes, the manifest applied, pods that talk (root)
+#   make test-kubernetes the tests on that cluster; the first run builds Kubernetes, 10 minutes
 #   make install         the router and its systemd unit on this machine; make uninstall undoes it
 
 SHELL := /bin/bash
@@ -151,6 +154,22 @@ soak-cni: .setup/release .setup/clients
 
 soak-kernel: .setup/release
 	@SOAK=1 $(BIN)/python .ci/rooms kernel -- --timeout=0 $(ARGS)
+
+# -- kubernetes --------------------------------------------------------------------------------------------------
+
+.PHONY: image demo-kubernetes test-kubernetes
+image:
+	@deploy/image $(IMAGE)
+
+demo-kubernetes: .setup/release .setup/packages-kubernetes
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.demo
+
+test-kubernetes: .setup/release .setup/packages-kubernetes
+	@$(BIN)/python .ci/rooms kubernetes -- $(ARGS)
+
+.setup/packages-kubernetes: .ci/packages
+	@.ci/packages kubernetes
+	@touch $@
 
 # -- install -----------------------------------------------------------------------------------------------------
 

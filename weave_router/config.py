@@ -76,6 +76,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     bridge_address: str = ""
     targets: tuple[str, ...] = ()
     refuse: frozenset[str] = frozenset()
+    install_cni: bool = False
     debug_timers: dict[str, float] = {}
     """Name out of DEBUG_TIMERS -> seconds, only what is set."""
     kubernetes: bool = False
@@ -391,6 +392,7 @@ OPTIONS: Final = (
     Option("namespace", _label, "Kubernetes: where the router's Leases and Secret are [default: kube-system].", "NAME"),
     Option("kubernetes-api", _api_server, "Kubernetes: the API server, HOST:PORT [default: its Service].", "SERVER"),
     Option("service-account", _directory, "Kubernetes: directory with token and ca.crt [default: the pod's].", "DIR"),
+    Option("install-cni", _switch, "In a container: keep the CNI plugin and its network list installed."),
     Option("log-level", _level, f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
 )
 _TARGETS: Final = Option("targets", parse_targets, "Addresses of other nodes.", "TARGET")

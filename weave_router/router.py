@@ -34,6 +34,7 @@ from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import (
     bridge_driver,
+    install_driver,
     kernel_driver,
     lock_driver,
     netlink_driver,
@@ -239,6 +240,9 @@ class Router:
                     tasks.create_task(self._look(), name="look"),
                     tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
                 ]
+                if self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
+                    follow = install_driver.follow(Path(self.config.run_dir), Path(self.config.state_dir))
+                    running.append(tasks.create_task(follow, name="install cni"))
                 if self.ipam_driver is not None:
                     running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
                 if self.kube is not None:

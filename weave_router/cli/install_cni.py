@@ -7,9 +7,7 @@ pods. Asks the router through its API; host/conflist.py decides what is written,
 import os
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import click
 
@@ -17,18 +15,6 @@ from weave_router.api import schema
 from weave_router.cli.common import client, flag, json_flag, print_either, run_dir_flag
 from weave_router.config import STATE_DIR_DEFAULT
 from weave_router.errors import UsageError, UserError
-
-_ATTACH_SOCKET: Final = "attach.sock"
-_JOURNAL: Final = "cni-journal"
-_FOLLOW_SECONDS: Final = 10.0
-
-
-@dataclass(frozen=True)
-class Folders:
-    executables: Path
-    networks: Path
-    run: Path
-    state: Path
 
 
 @click.command("install-cni", short_help="Make container runtimes use this router.")
@@ -53,12 +39,14 @@ def install_cni(bin_dir: str, conf_dir: str, network: str, chain: str, follow: b
     _check(network)
     plugins = _plugins(chain)
     _check_serving(run_dir)
-    folders = Folders(*(Path(os.path.abspath(path)) for path in (bin_dir, conf_dir, run_dir, state_dir)))
-    written = _install(folders, network, plugins)
+    from weave_router.host import install_driver
+
+    folders = install_driver.Folders(*(Path(os.path.abspath(path)) for path in (bin_dir, conf_dir, run_dir, state_dir)))
+    written = install_driver.install(folders, network, plugins)
     print_either({"written": written}, as_json, "\n".join(f"wrote {path}" for path in written) or "nothing to change")
     while follow:
-        time.sleep(_FOLLOW_SECONDS)
-        for path in _install(folders, network, plugins):
+        time.sleep(install_driver.FOLLOW_SECONDS)
+        for path in install_driver.install(folders, network, plugins):
             click.echo(f"wrote {path}")
 
 
@@ -80,19 +68,3 @@ def _plugins(text: str) -> list[str]:
 def _check_serving(run_dir: str) -> None:
     if not client(run_dir).get("/status", schema.StatusReport).ipam.bridge_address:
         raise UserError("the router cannot serve pods yet, it has no address in the range: launch --bridge-address")
-
-
-def _install(folders: Folders, network: str, plugins: list[str]) -> list[str]:
-    """Paths that were changed. The list last: it makes all the rest count."""
-    from weave_router.host import conflist, install_driver
-
-    executable = folders.executables / install_driver.EXECUTABLE
-    written = []
-    if install_driver.write(executable, install_driver.our_executable().read_bytes(), 0o755):
-        written.append(str(executable))
-    versions = {name: install_driver.versions_of(folders.executables / name) for name in plugins}
-    socket, journal = str(folders.run / _ATTACH_SOCKET), str(folders.state / _JOURNAL)
-    path = folders.networks / conflist.NAME
-    if install_driver.write(path, conflist.conflist(network, socket, journal, plugins, versions), 0o600):
-        written.append(str(path))
-    return written

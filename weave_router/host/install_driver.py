@@ -1,20 +1,60 @@
 """Puts files where a container runtime looks for them: the CNI executable and the network list. Decides nothing.
 
-Synchronous. Each file is whole or not there: written beside its place and renamed, because a runtime may be starting
-the executable or reading the folder at this moment. Called by the ``install-cni`` command.
+Each file is whole or not there: written beside its place and renamed, because a runtime may be starting the executable
+or reading the folder at this moment. Called by the ``install-cni`` command and, in a container, by the router.
 """
 
+import asyncio
 import json
+import logging
 import os
 import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import weave_router
+from weave_router.host import conflist
 from weave_router.host.faults import Fault, HostError
 
+_log = logging.getLogger(__name__)
 EXECUTABLE: Final = "weave-router-cni"
+FOLLOW_SECONDS: Final = 10.0
+"""How often one who stays looks at plugins that come, go or change."""
 _VERSION_SECONDS: Final = 5.0
+_ATTACH_SOCKET: Final = "attach.sock"
+_JOURNAL: Final = "cni-journal"
+
+
+STANDARD_EXECUTABLES: Final = Path("/opt/cni/bin")
+STANDARD_NETWORKS: Final = Path("/etc/cni/net.d")
+STANDARD_NETWORK: Final = "weave"
+STANDARD_CHAIN: Final = ("portmap",)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the runtime looks for executables and networks, and the router's own."""
+
+    executables: Path
+    networks: Path
+    run: Path
+    state: Path
+
+
+def install(folders: Folders, network: str, chain: Sequence[str]) -> list[str]:
+    """Paths that were changed. The list last: it makes all the rest count."""
+    executable = folders.executables / EXECUTABLE
+    written = []
+    if write(executable, our_executable().read_bytes(), 0o755):
+        written.append(str(executable))
+    versions = {name: versions_of(folders.executables / name) for name in chain}
+    path = folders.networks / conflist.NAME
+    socket, journal = str(folders.run / _ATTACH_SOCKET), str(folders.state / _JOURNAL)
+    if write(path, conflist.conflist(network, socket, journal, chain, versions), 0o600):
+        written.append(str(path))
+    return written
 
 
 def our_executable() -> Path:
@@ -43,6 +83,15 @@ def write(path: Path, data: bytes, mode: int) -> bool:
     except OSError as error:
         raise HostError(Fault.INSTALL_WRITE, path=path, errno=error.errno or 0) from error
     return True
+
+
+async def follow(run_dir: Path, state_dir: Path) -> None:
+    """At the standard places, until cancelled. The list stays: without it a runtime could stop no pod."""
+    folders = Folders(STANDARD_EXECUTABLES, STANDARD_NETWORKS, run_dir, state_dir)
+    while True:
+        for path in await asyncio.to_thread(install, folders, STANDARD_NETWORK, STANDARD_CHAIN):
+            _log.info("installed", extra={"path": path})
+        await asyncio.sleep(FOLLOW_SECONDS)
 
 
 def _sync(folder: Path) -> None:

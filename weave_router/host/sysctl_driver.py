@@ -1,13 +1,15 @@
 """Reads and writes sysctls of the calling thread's network namespace (/proc/sys/net follows the thread).
 
-Decides nothing; knows no link of ours. Called by the other drivers of this room.
+Decides nothing; knows no link of ours. Called by the other drivers of this room. In a container /proc/sys is read-only
+whatever the capabilities, so the host's /proc/sys/net is mounted beside it (deploy/weave-router.yaml).
 """
 
 from pathlib import Path
 
 from weave_router.host.faults import Fault, HostError
 
-ROOT = Path("/proc/sys")
+HOST_ROOT = Path("/host/proc/sys")
+ROOT = HOST_ROOT if (HOST_ROOT / "net").is_dir() else Path("/proc/sys")
 
 
 def path_of(name: str) -> Path:

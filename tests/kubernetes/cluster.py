@@ -1,0 +1,268 @@
+"""A real cluster on this machine: control plane and nodes, each node with a network, mounts and processes of its own.
+
+       switch (bridge in a namespace)  192.168.77.0/24, fd77::/64
+         |             |             |
+       node-1        node-2        node-3          kubelet, containerd, kube-proxy; node-3 has the newer containerd
+       .11, ::11     .12, ::12     .13, ::13       node-1's network also has etcd and the control plane
+
+One cluster at a time on a machine (a lock). Whatever ends the process that holds it, the keeper takes it down.
+Must not know the product: it applies manifests. Called by conftest.py and demo.py.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, Final
+
+from kubernetes import control, images, keeper, nodefiles
+
+HERE: Final = Path(__file__).resolve().parent
+KUBERNETES: Final = "v1.34.4"
+CONTAINERD: Final = "v2.3.7"
+BIN: Final = images.CACHE / "bin"
+PROGRAMS: Final = BIN / f"kubernetes-{KUBERNETES}"
+NEWER: Final = BIN / f"containerd-{CONTAINERD}"
+LOCK: Final = Path("/run/weave-router-k8s.lock")
+SWITCH: Final = f"{keeper.PREFIX}-switch"
+CLUSTER_V4: Final = "10.32.0.0/12"
+
+
+class ClusterError(Exception):
+    """Something did not come up, or a command failed; the text says which and what it said."""
+
+
+def wait_for(what: str, look: Callable[[], object], seconds: float, every: float = 0.2) -> Any:
+    """The first true value of ``look``."""
+    end = time.monotonic() + seconds
+    while not (value := look()):
+        if time.monotonic() > end:
+            raise ClusterError(f"{what}: not within {seconds:g} s")
+        time.sleep(every)
+    return value
+
+
+class Node:
+    """One node: its folder, its first process, and what runs beside it."""
+
+    def __init__(self, cluster: "Cluster", serial: int, newer: bool) -> None:
+        self.cluster = cluster
+        self.name = f"node-{serial}"
+        self.netns = f"{keeper.PREFIX}-n{serial}"
+        self.v4, self.v6 = f"192.168.77.{10 + serial}", f"fd77::{10 + serial}"
+        self.folder = cluster.folder / self.name
+        self.newer = newer
+        self.pid = 0
+        self.proxy: subprocess.Popen[bytes] | None = None
+
+    def make_network(self) -> None:
+        ip("netns", "add", self.netns)
+        ip("-n", self.netns, "link", "set", "lo", "up")
+        ip("link", "add", "eth0", "netns", self.netns, "type", "veth", "peer", "name", self.netns, "netns", SWITCH)
+        ip("-n", SWITCH, "link", "set", self.netns, "master", "br0", "up")
+        ip("-n", self.netns, "addr", "add", f"{self.v4}/24", "dev", "eth0")
+        ip("-n", self.netns, "addr", "add", f"{self.v6}/64", "dev", "eth0", "nodad")
+        ip("-n", self.netns, "link", "set", "eth0", "up")
+        # Without a default route host processes get no route to Service addresses.
+        ip("-n", self.netns, "route", "add", "default", "via", "192.168.77.1")
+        ip("-n", self.netns, "-6", "route", "add", "default", "via", "fd77::1")
+        run("ip", "netns", "exec", self.netns, "sysctl", "-qw", "net.ipv4.ip_forward=1",
+            "net.ipv6.conf.all.forwarding=1")
+
+    def boot(self, archives: Sequence[Path]) -> None:
+        nodefiles.write(self.folder, cgroup=self.netns, pause=images.PAUSE)
+        command = ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount", "--uts", "--pid", "--fork",
+                   "--kill-child=SIGKILL", "--mount-proc", "--propagation", "private",
+                   str(HERE / "node.sh"), str(self.cluster.folder), self.name, self.netns]
+        holder = self.cluster.spawn(f"{self.name}/node", command)
+        wait_for(f"{self.name} has its own mounts", (self.folder / "ready").exists, 20, 0.05)
+        self.pid = wait_for("first process", lambda: child_of(holder.pid), 5, 0.05)
+        self.spawn("containerd", ["containerd", "-c", f"{self.folder}/containerd.toml"])
+        wait_for(f"{self.name}: containerd", lambda: self.run("ctr", "version", check=False).returncode == 0, 30)
+        for archive in archives:
+            self.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
+
+    def start_kubelet(self) -> None:
+        self.spawn("kubelet", [
+            f"{PROGRAMS}/kubelet", f"--config={self.folder}/kubelet.yaml",
+            f"--kubeconfig={self.folder}/kubelet.kubeconfig", f"--hostname-override={self.name}",
+            f"--node-ip={self.v4},{self.v6}", "--root-dir=/var/lib/kubelet", "--v=1"])
+
+    def start_proxy(self, mode: str, cidr: str) -> None:
+        """Ends the one that ran and removes its rules, if there was one."""
+        if self.proxy is not None:
+            self.proxy.kill()
+            self.proxy.wait()
+            self.run(f"{PROGRAMS}/kube-proxy", "--cleanup", check=False)
+        words = [f"{PROGRAMS}/kube-proxy", f"--kubeconfig={self.folder}/proxy.kubeconfig",
+                 f"--hostname-override={self.name}", f"--proxy-mode={mode}", "--conntrack-max-per-core=0"]
+        # nsenter execs without --pid, so the one we kill is the proxy itself.
+        self.proxy = self.spawn("proxy", words + ([f"--cluster-cidr={cidr}"] if cidr else []), own_pids=False)
+
+    def environment(self) -> dict[str, str]:
+        before = f"{NEWER}:" if self.newer else ""
+        return {**os.environ, "PATH": f"{before}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
+    def inside(self, command: Sequence[str], own_pids: bool = True) -> list[str]:
+        spaces = ["--mount", "--uts", "--net", *(["--pid"] if own_pids else [])]
+        return ["nsenter", "-t", str(self.pid), *spaces, "--wd=/", *command]
+
+    def spawn(self, name: str, command: Sequence[str], own_pids: bool = True) -> subprocess.Popen[bytes]:
+        return self.cluster.spawn(f"{self.name}/{name}", self.inside(command, own_pids), self.environment())
+
+    def run(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return run(*self.inside(command), check=check, timeout=timeout, env=self.environment())
+
+
+class Cluster:
+    """Boots by ``boot``, goes by ``close`` or with the process."""
+
+    def __init__(self, nodes: int = 3, say: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+        self.say = say
+        self._lock = self._take_lock()
+        for left in Path(tempfile.gettempdir()).glob("weave-router-k8s-*"):
+            keeper.take_down(left)
+        self.folder = Path(tempfile.mkdtemp(prefix="weave-router-k8s-"))
+        (self.folder / "pids").touch()
+        (self.folder / "log").mkdir()
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", str(HERE / "keeper.py"), str(self.folder)], stdin=subprocess.PIPE,
+            start_new_session=True, pass_fds=[self._lock.fileno()],
+        )  # fmt: skip
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.control = self.folder / "control"
+        self.nodes = [Node(self, serial, newer=serial == nodes) for serial in range(1, nodes + 1)]
+
+    def _take_lock(self) -> IO[str]:
+        lock = open(LOCK, "w")  # noqa: SIM115 -- held as long as the cluster, also by the keeper
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.say("another cluster runs on this machine: waiting for its end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def boot(self, mode: str = "nftables", cidr: str = CLUSTER_V4) -> "Cluster":
+        """Returns when every Node is registered. Ready they are when a CNI configuration is there."""
+        began = time.monotonic()
+        programs()
+        self.say(f"programs are there ({time.monotonic() - began:.0f} s)")
+        archives = [images.pause(self.folder), images.busybox(self.folder), images.router()]
+        self.say(f"images are there ({time.monotonic() - began:.0f} s)")
+        began = time.monotonic()
+        ip("netns", "add", SWITCH)
+        ip("-n", SWITCH, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        ip("-n", SWITCH, "link", "set", "br0", "up")
+        ip("-n", SWITCH, "addr", "add", "192.168.77.1/24", "dev", "br0")
+        ip("-n", SWITCH, "addr", "add", "fd77::1/64", "dev", "br0", "nodad")
+        for node in self.nodes:
+            node.make_network()
+        address = self.nodes[0].v4
+        control.prepare(self.control, {node.name: node.folder for node in self.nodes}, address)
+        for name, command in control.commands(self.control, PROGRAMS, address).items():
+            self.spawn(name, ["nsenter", f"--net=/run/netns/{self.nodes[0].netns}", *command])
+        with ThreadPoolExecutor() as threads:
+            booting = [threads.submit(node.boot, archives) for node in self.nodes]
+            wait_for("API server", lambda: self.kubectl("get", "--raw", "/readyz", check=False).stdout == "ok", 90)
+            self.say(f"control plane is ready ({time.monotonic() - began:.1f} s)")
+            for boot in booting:
+                boot.result()
+        for node in self.nodes:
+            node.start_kubelet()
+            node.start_proxy(mode, cidr)
+        wait_for("Nodes", lambda: len(self.get("nodes")) == len(self.nodes), 60)
+        self.say(f"{len(self.nodes)} nodes are registered ({time.monotonic() - began:.1f} s)")
+        return self
+
+    def close(self) -> None:
+        """The keeper does it; it ends when nothing is left."""
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.close()
+        self._keeper.wait()
+        for child in self._children:
+            child.wait()
+        self._lock.close()
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def spawn(self, name: str, command: Sequence[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Written down before anything else can fail; its log is FOLDER/log/NAME."""
+        log = self.folder / "log" / f"{name.replace('/', '-')}.log"
+        with open(log, "ab") as output:
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,
+                                     start_new_session=True)
+        with open(self.folder / "pids", "a") as file:
+            file.write(f"{child.pid} {keeper.start_time(child.pid)}\n")
+        self._children.append(child)
+        return child
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    def kubectl_words(self, *words: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{self.nodes[0].netns}", f"{PROGRAMS}/kubectl",
+                f"--kubeconfig={self.control}/admin.kubeconfig", *words]
+
+    def kubectl(self, *words: str, text: str | None = None, check: bool = True,
+                timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return run(*self.kubectl_words(*words), text=text, check=check, timeout=timeout)
+
+    def get(self, *words: str) -> list[dict[str, Any]]:
+        done = self.kubectl("get", *words, "-o", "json", check=False)
+        return json.loads(done.stdout)["items"] if done.returncode == 0 else []
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        self.kubectl("apply", "-f", "-", text=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    @contextlib.contextmanager
+    def objects(self, *objects: dict[str, Any], grace: int = 0) -> Iterator[None]:
+        """They exist while the block runs."""
+        self.apply(*objects)
+        try:
+            yield
+        finally:
+            text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+            self.kubectl("delete", "--ignore-not-found", f"--grace-period={grace}", *(["--force"] if not grace else []),
+                         "-f", "-", text=text, check=False)
+
+
+def child_of(pid: int) -> int:
+    try:
+        words = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    return int(words[0]) if words else 0
+
+
+def programs() -> None:
+    """Its own progress goes to the terminal: the first time takes minutes."""
+    done = subprocess.run([HERE / "programs" / "build"], stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise ClusterError("the programs of the cluster could not be built")
+
+
+def ip(*words: str) -> None:
+    run("ip", *words)
+
+
+def run(*command: str, text: str | None = None, check: bool = True, timeout: float = 120,
+        env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    source = {"stdin": subprocess.DEVNULL} if text is None else {"input": text}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, start_new_session=True,
+                          check=False, **source)  # type: ignore[call-overload]
+    if check and done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise ClusterError(f"{' '.join(command)}: exit status {done.returncode}: {said}")
+    return done

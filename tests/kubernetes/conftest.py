@@ -1,0 +1,58 @@
+"""One cluster for the whole room, with the product applied to it and one pod per node."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from kubernetes import pods, product
+from kubernetes.cluster import Cluster, Node
+
+
+@dataclass
+class Installed:
+    """A cluster with the product, and what its first minute showed."""
+
+    cluster: Cluster
+    seconds: float
+    """From `kubectl apply` to all Nodes Ready and the DaemonSet rolled out."""
+
+
+@pytest.fixture(scope="session")
+def installed(pytestconfig: pytest.Config) -> Iterator[Installed]:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"   {line}", flush=True)
+
+    with Cluster(say=say) as cluster:
+        cluster.boot()
+        seconds = product.install(cluster)
+        say(f"applied and rolled out ({seconds:.1f} s)")
+        yield Installed(cluster, seconds)
+
+
+@pytest.fixture(scope="session")
+def cluster(installed: Installed) -> Cluster:
+    return installed.cluster
+
+
+@pytest.fixture(scope="session")
+def serving(cluster: Cluster) -> dict[str, "Pod"]:
+    """One pod per node that answers HTTP with its name; by the node's name."""
+    made = {node.name: f"web-{node.name}" for node in cluster.nodes}
+    cluster.apply(*(pods.pod(name, node, pods.SERVE, {"app": "web"}) for node, name in made.items()))
+    product.wait_running(cluster, made.values())
+    return {node.name: Pod(cluster, node, made[node.name]) for node in cluster.nodes}
+
+
+class Pod:
+    """A running pod, its addresses, and commands in it."""
+
+    def __init__(self, cluster: Cluster, node: Node, name: str) -> None:
+        self.cluster, self.node, self.name = cluster, node, name
+        found = next(pod for pod in cluster.get("pods") if pod["metadata"]["name"] == name)
+        self.addresses = [entry["ip"] for entry in found["status"]["podIPs"]]
+
+    def run(self, *command: str, check: bool = True) -> str:
+        return self.cluster.kubectl("exec", self.name, "--", *command, check=check).stdout

@@ -1,0 +1,131 @@
+"""Images without a registry: archives that `ctr images import` takes.
+
+``pause`` is ten lines of C, ``busybox`` Debian's static one with its links, both one layer written here; the router's
+image is built by `make image` and written by the tool that built it. Made once per version into the cache outside the
+clone. Called by cluster.py.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weave-router-k8s"
+PAUSE: Final = "docker.io/weave-router-test/pause:1"
+BUSYBOX: Final = "docker.io/library/busybox:latest"
+_PAUSE_C: Final = r"""
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void end(int number) { (void)number; _exit(0); }
+static void reap(int number) { (void)number; while (waitpid(-1, 0, WNOHANG) > 0); }
+int main(void) { signal(SIGTERM, end); signal(SIGINT, end); signal(SIGCHLD, reap); for (;;) pause(); }
+"""
+_DIRECTORIES: Final = ("bin", "etc", "tmp", "proc", "sys", "dev", "root", "var", "run", "www")
+
+
+def archive(path: Path, name: str, files: dict[str, bytes], links: dict[str, str], command: Sequence[str]) -> None:
+    """One image of one layer, in the format of `docker save`."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for directory in _DIRECTORIES:
+            info = tarfile.TarInfo(directory)
+            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if directory == "tmp" else 0o755
+            tar.addfile(info)
+        for member, data in files.items():
+            info = tarfile.TarInfo(member)
+            info.size, info.mode = len(data), 0o755
+            tar.addfile(info, io.BytesIO(data))
+        for member, target in links.items():
+            info = tarfile.TarInfo(member)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    blob = layer.getvalue()
+    config = {
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": list(command), "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(blob).hexdigest()]},
+    }  # fmt: skip
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
+    members = {
+        "manifest.json": json.dumps(manifest).encode(), "config.json": json.dumps(config).encode(), "layer.tar": blob,
+    }  # fmt: skip
+    with tarfile.open(path, "w") as tar:
+        for member, data in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def pause(folder: Path) -> Path:
+    program = folder / "pause"
+    subprocess.run(["cc", "-static", "-O2", "-s", "-x", "c", "-o", program, "-"], input=_PAUSE_C.encode(), check=True)
+    archive(folder / "pause.tar", PAUSE, {"bin/pause": program.read_bytes()}, {}, ["/bin/pause"])
+    return folder / "pause.tar"
+
+
+def busybox(folder: Path) -> Path:
+    program = shutil.which("busybox")
+    if program is None:
+        raise RuntimeError("busybox is missing: apt-get install busybox-static")
+    names = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    links = {f"bin/{name}": "busybox" for name in names if name not in ("busybox", "[", "[[")}
+    archive(folder / "busybox.tar", BUSYBOX, {"bin/busybox": Path(program).read_bytes()}, links, ["sh"])
+    return folder / "busybox.tar"
+
+
+def router_name() -> str:
+    """As the manifest asks for it."""
+    for line in (ROOT / "deploy" / "weave-router.yaml").read_text().splitlines():
+        if line.strip().startswith("image:"):
+            return line.split("image:")[1].strip()
+    raise RuntimeError("deploy/weave-router.yaml names no image")
+
+
+def _source_digest() -> str:
+    """Of everything that the image is made of."""
+    digest = hashlib.sha256()
+    names = [ROOT / name for name in (
+        "Dockerfile", ".dockerignore", "meson.build", "meson_options.txt", "pyproject.toml", ".ci/constraints.txt")]
+    for folder in ("weave_router", "cni_shim"):
+        names += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix not in (".so", ".pyc"))
+    for path in names:
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def router() -> Path:
+    """Builds it by `make image` unless these very sources were built before; keeps the newest archive only."""
+    path = CACHE / "images" / f"weave-router-{_source_digest()}.tar"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    base = _run([ROOT / "tests/kubernetes/programs/base-image"]).strip()
+    flags = " ".join(f"--volume {place}:{place}:ro" for place in (
+        "/etc/apt", "/usr/share/keyrings", "/etc/ssl/certs", "/etc/pip.conf") if os.path.exists(place))
+    name = router_name()
+    # buildah by name: docker's daemon, where there is one, knows nothing of the base image made here.
+    environment = {"BASE": base, "BUILD_FLAGS": f"--pull-never --layers {flags}", "BUILDER": "buildah"}
+    _run([ROOT / "deploy" / "image", name], environment)
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    _run(["buildah", "push", "-q", name, f"docker-archive:{new}:{name}"])
+    for old in path.parent.glob("weave-router-*.tar"):
+        old.unlink()
+    return new.rename(path)
+
+
+def _run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]}: exit status {done.returncode}\n{done.stdout[-4000:]}")
+    return done.stdout.splitlines()[-1] if done.stdout else ""

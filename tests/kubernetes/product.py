@@ -1,0 +1,64 @@
+"""The product in a cluster: the manifest as it stands, applied, and waited for. Called by conftest.py and demo.py."""
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from kubernetes.cluster import Cluster, wait_for
+from kubernetes.images import ROOT
+
+MANIFEST = ROOT / "deploy" / "weave-router.yaml"
+
+
+def install(cluster: Cluster) -> float:
+    """Seconds from `kubectl apply` to every Node Ready and the DaemonSet rolled out."""
+    began = time.monotonic()
+    cluster.kubectl("apply", "-f", str(MANIFEST))
+    cluster.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
+    wait_for("Nodes Ready", lambda: all_ready(cluster), 60)
+    took = time.monotonic() - began
+    wait_for("ServiceAccount default", lambda: cluster.get("serviceaccounts"), 30)
+    return took
+
+
+def all_ready(cluster: Cluster) -> bool:
+    nodes = cluster.get("nodes")
+    ready = [c["status"] for node in nodes for c in node["status"]["conditions"] if c["type"] == "Ready"]
+    return bool(ready) and all(status == "True" for status in ready)
+
+
+def running(cluster: Cluster) -> set[str]:
+    """Names of the pods whose containers run and are ready."""
+    return {
+        pod["metadata"]["name"] for pod in cluster.get("pods")
+        if all(status["ready"] for status in pod["status"].get("containerStatuses", [{"ready": False}]))
+    }  # fmt: skip
+
+
+def wait_running(cluster: Cluster, names: Iterable[str], seconds: float = 60) -> None:
+    wanted = set(names)
+    wait_for(f"pods {' '.join(sorted(wanted)[:5])}", lambda: wanted <= running(cluster), seconds)
+
+
+def wait_ended(cluster: Cluster, names: Iterable[str], seconds: float = 90) -> dict[str, str]:
+    """Name -> Succeeded or Failed, when all have ended."""
+    wanted = set(names)
+
+    def ended() -> dict[str, str]:
+        phases = {pod["metadata"]["name"]: pod["status"]["phase"] for pod in cluster.get("pods")}
+        found = {name: phases[name] for name in wanted & phases.keys() if phases[name] in ("Succeeded", "Failed")}
+        return found if len(found) == len(wanted) else {}
+
+    result: dict[str, str] = wait_for(f"the end of {len(wanted)} pods", ended, seconds)
+    return result
+
+
+def documents(text: str) -> list[dict[str, Any]]:
+    """The objects that kubectl printed as JSON, one after another or as a list."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    while rest := text[at:].lstrip():
+        value, end = decoder.raw_decode(rest)
+        at = len(text) - len(rest) + end
+        found += value["items"] if value["kind"] == "List" else [value]
+    return found

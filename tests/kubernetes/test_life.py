@@ -1,0 +1,115 @@
+"""The cluster at work: commands into pods, many pods at once, a killed router, secrecy on the wire, and the way out."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kubernetes import pods, product
+from kubernetes.cluster import Cluster, Node, run, wait_for
+from kubernetes.conftest import Pod
+from kubernetes.test_services import bracketed, from_netns
+
+PODS_AT_ONCE = 60
+MARKER = "weave-marker-for-the-wire-0123456789"
+
+
+def router_pods(cluster: Cluster) -> dict[str, dict]:  # type: ignore[type-arg]
+    found = cluster.get("pods", "-n", "kube-system", "-l", "name=weave-router")
+    return {pod["spec"]["nodeName"]: pod for pod in found}
+
+
+def test_exec_and_logs(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    for pod in serving.values():
+        assert pod.run("cat", "/www/name").strip() == pod.name
+    with cluster.objects(pods.pod("talker", command="echo said it; exec sleep 1000")):
+        product.wait_running(cluster, ["talker"])
+        assert cluster.kubectl("logs", "talker").stdout == "said it\n"
+
+
+def test_port_forward(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    name = serving[cluster.nodes[2].name].name
+    forward = subprocess.Popen(cluster.kubectl_words("port-forward", f"pod/{name}", "18080:8080"),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        ask = wait_for("port-forward", lambda: from_netns(cluster.nodes[0].netns, "127.0.0.1", 18080), 20)
+        assert ask.strip() == name
+    finally:
+        forward.kill()
+        forward.wait()
+
+
+def test_sixty_pods_at_once(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    """Each pod's first instruction is one ping, not repeated, to the pod of the next node."""
+    targets = list(serving.values())
+    made = [
+        pods.pod(f"many-{n}", cluster.nodes[n % 3].name, f"ping -c 1 -W 5 {targets[(n + 1) % 3].addresses[0]}",
+                 restartPolicy="Never")
+        for n in range(PODS_AT_ONCE)
+    ]  # fmt: skip
+    began = time.monotonic()
+    with cluster.objects(*made):
+        phases = product.wait_ended(cluster, [item["metadata"]["name"] for item in made], 180)
+        print(f"{PODS_AT_ONCE} pods on 3 nodes ran in {time.monotonic() - began:.1f} s")
+        assert [name for name, phase in phases.items() if phase != "Succeeded"] == []
+        found = [pod for pod in cluster.get("pods") if pod["metadata"]["name"] in phases]
+        addresses = [pod["status"]["podIP"] for pod in found]
+        assert len(set(addresses)) == PODS_AT_ONCE
+
+
+@contextmanager
+def wire(node: Node, path: Path) -> Iterator[None]:
+    """What passes the node's interface, as a file."""
+    capture = subprocess.Popen(
+        ["ip", "netns", "exec", node.netns, "tcpdump", "-i", "eth0", "-U", "-n", "-w", str(path), "--immediate-mode"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    assert capture.stderr is not None
+    try:
+        assert "listening" in capture.stderr.readline() + capture.stderr.readline()
+        yield
+    finally:
+        capture.terminate()
+        capture.communicate()
+
+
+def test_nothing_in_plain_on_the_wire(cluster: Cluster, serving: dict[str, Pod], tmp_path: Path) -> None:
+    """From a pod and from its host, to a pod elsewhere and to its ClusterIP."""
+    near, far = serving[cluster.nodes[0].name], serving[cluster.nodes[2].name]
+    far.run("sh", "-c", f"echo {MARKER} > /www/marker")
+    cluster.kubectl("label", "pod", far.name, "marked=yes", "--overwrite")
+    with cluster.objects(pods.service("marked", {"marked": "yes"}, ports=[{"port": 8080}])):
+        (service,) = (item for item in cluster.get("services") if item["metadata"]["name"] == "marked")
+        urls = [f"http://{bracketed(address)}:8080/marker" for address in
+                (*far.addresses, *service["spec"]["clusterIPs"])]
+        for url in urls:
+            wait_for(url, lambda url=url: near.run("wget", "-q", "-T", "2", "-O", "-", url, check=False), 20)
+        with wire(cluster.nodes[0], tmp_path / "wire.pcap"):
+            for url in urls:
+                assert near.run("wget", "-q", "-T", "3", "-O", "-", url).strip() == MARKER
+                assert from_host(cluster.nodes[0], url).strip() == MARKER
+        captured = (tmp_path / "wire.pcap").read_bytes()
+        assert len(captured) > 1000
+        assert MARKER.encode() not in captured
+
+
+def from_host(node: Node, url: str) -> str:
+    return run("ip", "netns", "exec", node.netns, "busybox", "wget", "-q", "-T", "3", "-O", "-", url).stdout
+
+
+def test_a_killed_router_is_back_and_its_pods_never_notice(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    """SIGKILL of the router inside its container: process 1 starts it again, kubelet sees nothing of it."""
+    node = cluster.nodes[1]
+    near, far = serving[node.name], serving[cluster.nodes[0].name]
+    name = router_pods(cluster)[node.name]["metadata"]["name"]
+    words = ("-n", "kube-system", "exec", name, "--")
+    before = cluster.kubectl(*words, "cat", "/proc/1/task/1/children").stdout.split()
+    cluster.kubectl(*words, "sh", "-c", f"kill -9 {before[0]}")
+    wait_for("another router", lambda: cluster.kubectl(
+        *words, "cat", "/proc/1/task/1/children", check=False).stdout.split() not in (before, []), 15)
+    wait_for("it answers", lambda: cluster.kubectl(*words, "weave-router-cni", "probe", "ready",
+                                                   check=False).returncode == 0, 30)
+    assert " 0% packet loss" in near.run("ping", "-c", "3", "-W", "2", far.addresses[0])
+    with cluster.objects(pods.pod("after", node.name)):
+        product.wait_running(cluster, ["after"])
+    assert router_pods(cluster)[node.name]["status"]["containerStatuses"][0]["restartCount"] == 0
