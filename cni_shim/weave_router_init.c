@@ -81,7 +81,10 @@ int main(int argc, char **argv) {
     }
     sigemptyset(&ours);
     sigaddset(&ours, SIGCHLD);
-    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaddset(&ours, passed[i]);
+    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) {
+        signal(passed[i], SIG_DFL); /* what is ignored is never received, and the router would inherit that */
+        sigaddset(&ours, passed[i]);
+    }
     sigprocmask(SIG_BLOCK, &ours, NULL);
 
     bool ending = false;
