@@ -144,7 +144,7 @@ class Router:
         """Locks, store, TAP, port: in the order in which a second router is to fail."""
         config = self.config
         run_dir = run_directory(config.run_dir)
-        lock = lock_driver.take(run_dir, config.tap, wait=60.0 if config.kubernetes else 0.0)  # a rolling update's hand-over
+        lock = lock_driver.take(run_dir, config.tap, wait=60.0 if config.kubernetes else 0.0)  # rolling update
         undo.callback(lock.release)
         self.store = undo.enter_context(Store.open(config.state_dir, boot_id=self.boot_id))
         self._writer = GroupWriter(self.store)
