@@ -28,16 +28,20 @@ def test_exec_and_logs(cluster: Cluster, serving: dict[str, Pod]) -> None:
         assert cluster.kubectl("logs", "talker").stdout == "said it\n"
 
 
-def test_port_forward(cluster: Cluster, serving: dict[str, Pod]) -> None:
-    name = serving[cluster.nodes[2].name].name
-    forward = subprocess.Popen(cluster.kubectl_words("port-forward", f"pod/{name}", "18080:8080"),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        ask = wait_for("port-forward", lambda: from_netns(cluster.nodes[0].netns, "127.0.0.1", 18080), 20)
-        assert ask.strip() == name
-    finally:
-        forward.kill()
-        forward.wait()
+def test_port_forward(cluster: Cluster, serving: dict[str, Pod], tmp_path: Path) -> None:
+    """To a pod of each containerd; what kubectl says stands in the failure."""
+    for node, port in ((cluster.nodes[1], 18081), (cluster.nodes[2], 18082)):
+        name, log = serving[node.name].name, tmp_path / node.name
+        with open(log, "wb") as output:
+            forward = subprocess.Popen(cluster.kubectl_words("port-forward", f"pod/{name}", f"{port}:8080"),
+                                       stdout=output, stderr=output, start_new_session=True)
+        try:
+            wait_for("port-forward listens", lambda log=log: "Forwarding" in log.read_text(), 20)
+            answer = from_netns(cluster.nodes[0].netns, "127.0.0.1", port)
+            assert answer.strip() == name, log.read_text()
+        finally:
+            forward.kill()
+            forward.wait()
 
 
 def test_sixty_pods_at_once(cluster: Cluster, serving: dict[str, Pod]) -> None:
