@@ -23,6 +23,7 @@ from weave_router.host.rtnl_driver import Rtnl
 
 Netlink = Any  # pyroute2.IPRoute, which carries no types
 IFF_UP = 1
+IF_OPER_UP = 6
 NTF_MASTER = 0x04
 NUD_NOARP = 0x40
 BRIDGE_PORT_FORWARDING = 3
@@ -44,6 +45,8 @@ class Link:
     group: int
     gso_max_size: int
     txqlen: int
+    active: bool
+    """Its operational state is up: the kernel has begun to take packets for it."""
     port: dict[str, Any]
 
 
@@ -100,6 +103,7 @@ def _read_link(body: bytes) -> Link:
         group=_number(found, n.IFLA_GROUP),
         gso_max_size=_number(found, n.IFLA_GSO_MAX_SIZE),
         txqlen=_number(found, n.IFLA_TXQLEN),
+        active=_number(found, n.IFLA_OPERSTATE) == IF_OPER_UP,
         port={name: _number(port, kind) for name, kind in PORT_FLAGS.items() if kind in port},
     )
 
@@ -151,6 +155,7 @@ def _link_of(message: Any) -> Link:
         group=message.get_attr("IFLA_GROUP") or 0,
         gso_max_size=message.get_attr("IFLA_GSO_MAX_SIZE") or 0,
         txqlen=message.get_attr("IFLA_TXQLEN") or 0,
+        active=message.get_attr("IFLA_OPERSTATE") == "UP",
         port=_port_of(port),
     )
 

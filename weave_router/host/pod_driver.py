@@ -37,7 +37,7 @@ from weave_router.limits import PORT_NAME_TRIES, PORT_UP_SECONDS
 
 _IFA_F_NODAD: Final = 0x02
 _ADDR_GEN_EUI64: Final = 0
-_POLL_SECONDS: Final = 0.001
+_POLL_SECONDS: Final = 0.0002
 
 
 def attach(rtnl: Rtnl, nft: Nft, plan: PodPlan, pod: Rtnl, netns_fd: int) -> Attached:
@@ -51,7 +51,7 @@ def attach(rtnl: Rtnl, nft: Nft, plan: PodPlan, pod: Rtnl, netns_fd: int) -> Att
         nft.run(guard_added(plan.guard), f"add the guards of {plan.port}")
         inside, routed = _configure_pod(pod, plan)
         _plug(rtnl, plan, port)
-        port = _await_forwarding(rtnl, plan)
+        port = _await_forwarding(rtnl, pod, plan)
         _carry_out(plan.ifname, pod, ("announce the addresses of", rtnl_messages.link_mac(inside.index, plan.mac)))
         attached = Attached(plan.port, port.index, inside.index, plan.mac, plan.ipv4, plan.ipv6, port.mac, bridge.mac,
                             *routed)  # fmt: skip
@@ -210,14 +210,17 @@ def _route(pod: Rtnl, plan: PodPlan, index: int, to: IPv4Network | IPv6Network,
     return code == 0
 
 
-def _await_forwarding(rtnl: Rtnl, plan: PodPlan) -> Link:
-    """As a rule it is open already; else the kernel opens it from a work queue. Until then it drops everything."""
+def _await_forwarding(rtnl: Rtnl, pod: Rtnl, plan: PodPlan) -> Link:
+    """The bridge's port is open at once as a rule. The pod's end came up without a carrier: a work queue of the kernel
+    activates it a little after both ends are up, and until then it drops everything the pod sends."""
     end = time.monotonic() + PORT_UP_SECONDS
-    while (port := need(rtnl, plan.port)).port.get("state") != BRIDGE_PORT_FORWARDING:
+    while True:
+        port = need(rtnl, plan.port)
+        if port.port.get("state") == BRIDGE_PORT_FORWARDING and need(pod, plan.ifname).active:
+            return port
         if time.monotonic() > end:
             raise HostError(Fault.POD_NO_CARRIER, link=plan.port, seconds=PORT_UP_SECONDS)
         time.sleep(_POLL_SECONDS)
-    return port
 
 
 def _forget_pair(rtnl: Rtnl, name: str) -> None:
