@@ -11,6 +11,8 @@
 #   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number
 #   make soak-kernel     the kernel tests with a hundred times the traffic
 #   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping
+#   make soak-mesh       the mesh tests with 600 pods where make test has 60
+#   make check-ipam      searches the greater worlds of address ownership (two hours), results in docs/results/
 #   make image           the container image, by docker, podman or buildah; IMAGE=name:tag names it
 #   make demo-kubernetes a real cluster of three nodes, the manifest applied, pods that talk (root)
 #   make test-kubernetes the tests on that cluster; the first run builds Kubernetes, 10 minutes
@@ -109,7 +111,7 @@ endef
 
 # -- run ---------------------------------------------------------------------------------------------------------
 
-.PHONY: demo sweep test bench lint debug asan fuzz soak-cni soak-kernel
+.PHONY: demo sweep test bench lint debug asan fuzz soak-cni soak-kernel soak-mesh check-ipam
 demo: .setup/release
 	@KEEP=$(KEEP) PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m lab.demo
 
@@ -154,6 +156,13 @@ soak-cni: .setup/release .setup/clients
 
 soak-kernel: .setup/release
 	@SOAK=1 $(BIN)/python .ci/rooms kernel -- --timeout=0 $(ARGS)
+
+soak-mesh: .setup/release
+	@SOAK=1 $(BIN)/python .ci/rooms mesh -- --timeout=0 $(ARGS)
+
+check-ipam: .setup/release
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m model.search --minutes 6 --total-minutes 115 --mebibytes 12288 \
+	  --results docs/results/ipam-search.json $(ARGS)
 
 # -- kubernetes --------------------------------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     ipalloc_init: str = ""
     """``new``, ``seed=NAME,...``, ``observer``, ``none``; empty: see ``init``."""
     ipalloc_default_subnet: str = ""
+    ipalloc_exclude: tuple[str, ...] = ()
     conn_limit: int = 0
     no_discovery: bool = False
     trusted_subnets: tuple[str, ...] = ()
@@ -116,6 +117,10 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def default_subnet(self) -> ipaddress.IPv4Network | None:
         return ipaddress.IPv4Network(self.ipalloc_default_subnet) if self.ipalloc_default_subnet else None
+
+    @property
+    def excluded(self) -> tuple[ipaddress.IPv4Network, ...]:
+        return tuple(ipaddress.IPv4Network(text) for text in self.ipalloc_exclude)
 
     @property
     def range_v4(self) -> ipaddress.IPv4Network:
@@ -377,6 +382,8 @@ OPTIONS: Final = (
            "[default: none with --bridge-address, else new].", "HOW"),
     Option("ipalloc-default-subnet", _subnet, "Part of the range for pods that name no address [default: all of it].",
            "CIDR"),
+    Option("ipalloc-exclude", _subnets, "Parts of the range that pods never get, such as those of other machines.",
+           "CIDR,..."),
     Option("bridge-address", _bridge_address, "Address of this node's bridge, out of the range.", "ADDRESS"),
     Option("bridge", _bridge, "Name of the bridge; the TAP is called BRIDGE-tap [default: weave].", "BRIDGE"),
     Option("conn-limit", _number(1, limits.LINKS_MAX, "as the mesh needs"), "Most control links to other nodes.", "N"),
@@ -553,6 +560,12 @@ def _check_addresses(config: LaunchConfig) -> None:
     if subnet is not None and subnet.prefixlen > limits.SUBNET_PREFIX_MAX:
         raise UsageError(f"--ipalloc-default-subnet: {subnet} has no room for pods; give a /{limits.SUBNET_PREFIX_MAX} "
                          "or larger")
+    for excluded in map(ipaddress.ip_network, config.ipalloc_exclude):
+        if not isinstance(excluded, ipaddress.IPv4Network) or not excluded.subnet_of(config.range_v4):
+            raise UsageError(f"--ipalloc-exclude: {excluded} is not inside {config.range_v4}; give IPv4 networks of "
+                             "the range")
+        if config.range_v4.subnet_of(excluded) or (subnet is not None and subnet.subnet_of(excluded)):
+            raise UsageError(f"--ipalloc-exclude: {excluded} leaves pods no address; exclude less")
     if names and config.name not in names:
         raise UsageError(f"--ipalloc-init: this node's name {config.name} is not among {', '.join(names)}; start it "
                          "with one of them as --name, or add it on every node")

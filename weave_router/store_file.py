@@ -210,7 +210,7 @@ def _check_header(path: Path) -> None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise StoreError(f"{path} is not a regular file: remove it or choose another --state-dir")
-        header = os.read(fd, 100)
+        header, size = os.read(fd, 100), os.fstat(fd).st_size
     finally:
         os.close(fd)
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
@@ -220,6 +220,15 @@ def _check_header(path: Path) -> None:
         raise StoreError(
             f"{path} belongs to another program (application id {application:#x}): choose another --state-dir"
         )
+    page, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+    if size < page * pages and not _has_journal(path):  # zeros that were cut off SQLite would fill in again
+        raise damaged(path, f"{page * pages - size} bytes are missing at its end")
+
+
+def _has_journal(path: Path) -> bool:
+    """What it holds may be newer than the file, its length included: a checkpoint was under way."""
+    journal = path.with_name(path.name + "-wal")
+    return journal.exists() and journal.stat().st_size > 0
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> int:

@@ -88,6 +88,11 @@ def test_claim_attach_by_name_expose_hide(lab: Lab) -> None:
     assert "belongs to container blue" in said(router, "claim", "10.32.0.50", "--container-id", "red")
     blue = router.attach(lab.pod(host, "blue"), "", "--container-id", "blue")
     assert blue.v4 == "10.32.0.50" and addresses(router)["10.32.0.50"] == "used"
+    router.cli("claim", "10.32.0.51", "--container-id", "green")
+    full = lab.pod(host, "full")
+    full.ip("link add eth0 type bridge")
+    assert "eth0" in said(router, "attach", str(full.path), "--container-id", "green")
+    assert addresses(router)["10.32.0.51"] == "claimed"  # the claim outlives the attach that failed
     named = router.attach(lab.pod(host, "n"), "10.32.0.60/12")
     assert named.v4 == "10.32.0.60" and "in use by" in said(router, "claim", "10.32.0.60", "--release")
     assert "is reserved" not in said(router, "claim", "10.32.0.1")

@@ -26,6 +26,8 @@ from weave_router.ipam.values import FrozenMap, Gate, Message, Register, State, 
 from . import invariants
 from .invariants import GONE, KILLED, OFF, UP, Node
 
+CACHED_MOVES = 300_000
+"""What a node can do among some messages is forgotten beyond so many; it is made anew from what is kept of each."""
 NAMES = (b"a", b"b", b"c", b"d", b"e")
 BUDGETS = ("boots", "restarts", "rounds", "wants", "aborts", "ungates", "joins", "leaves", "hellos")
 
@@ -489,6 +491,8 @@ class Search:
             depth = depths.popleft()
             result.states += 1
             if result.states % 20_000 == 0:
+                if len(self.moves) > CACHED_MOVES:
+                    self.moves.clear()
                 result.seconds = time.monotonic() - started
                 result.mebibytes = resident()
                 if progress and result.states % 200_000 == 0:

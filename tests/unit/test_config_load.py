@@ -186,6 +186,12 @@ BAD_FLAGS = [
      "them as --name, or add it on every node"),
     ("ipalloc_default_subnet", "10.32.1.1/24", "--ipalloc-default-subnet: '10.32.1.1/24' should be an IPv4 network "
      "inside --ipalloc-range, such as 10.32.1.0/24"),
+    ("ipalloc_exclude", "10.32.1.1/24", "--ipalloc-exclude: '10.32.1.1/24' should be a network such as 192.0.2.0/24"),
+    ("ipalloc_exclude", "fd00::/64",
+     "--ipalloc-exclude: fd00::/64 is not inside 10.32.0.0/12; give IPv4 networks of the range"),
+    ("ipalloc_exclude", "10.0.0.0/8",
+     "--ipalloc-exclude: 10.0.0.0/8 is not inside 10.32.0.0/12; give IPv4 networks of the range"),
+    ("ipalloc_exclude", "10.32.0.0/12", "--ipalloc-exclude: 10.32.0.0/12 leaves pods no address; exclude less"),
     ("ipalloc_default_subnet", "192.0.2.0/24",
      "--ipalloc-default-subnet: 192.0.2.0/24 is not inside 10.32.0.0/12; give a part of it"),
     ("ipalloc_default_subnet", "10.32.1.0/31",

@@ -327,6 +327,21 @@ def test_blocks_are_wanted_below_the_threshold() -> None:
     assert allocator.wants_blocks()
 
 
+def test_what_is_excluded_counts_as_no_room() -> None:
+    """Else a node whose last blocks are excluded would not ask for others."""
+    allocator = Allocator(IPv4Network("10.32.0.0/20"), 26, [IPv4Network("10.32.1.0/24"), IPv4Network("10.32.0.64/27")])
+    for block in (0, 1, 4, 5, 63):
+        allocator.add_block(block)
+    assert allocator.free_count() == 63 + 32 + 0 + 0 + 63
+    found, _ = allocator.allocate(POD, 0.0, 63 + 32 + 63)
+    assert not [n for n in found if IPv4Address(n) in IPv4Network("10.32.1.0/24")]
+    assert allocator.free_count() == 0 and allocator.wants_blocks()
+    with pytest.raises(ExhaustedError):
+        allocator.allocate(OTHER, 0.0)
+    with pytest.raises(AddressTakenError, match=r"10\.32\.1\.7 is reserved \(excluded by 10\.32\.1\.0/24\)"):
+        allocator.claim(OTHER, number("10.32.1.7"), 0.0)
+
+
 def test_ten_thousand_addresses_on_a_node_that_owns_all() -> None:
     """A start with them in half a second, an address in a millisecond (the disk is not in this figure)."""
     wide = IPv4Network("10.32.0.0/12")

@@ -201,6 +201,36 @@ async def test_an_attachment_that_fails_takes_its_address_along(world: World) ->
     running.cancel()
 
 
+async def test_what_was_claimed_before_survives_an_attach_that_fails(world: World) -> None:
+    driver = world.driver()
+    running = asyncio.create_task(driver.run())
+    holder, number = Holder("a", "eth0"), int(IPv4Address("10.32.0.9"))
+    await driver.pick(holder, number)
+    await driver.keep(holder)
+    before = driver.held(holder)
+    assert await driver.pick(holder, None) == number and before == (number,)
+    world.fail = True
+    with pytest.raises(StoreError, match="the disk is full"):
+        await driver.keep(holder, lambda: world.store.attachment_put(pod(number, "a")), before)
+    world.fail = False
+    assert driver.held(holder) == before == tuple(leased(world.store))
+    await driver.give_back(holder, but=before)
+    assert driver.held(holder) == before
+    await driver.give_back(holder)
+    assert driver.held(holder) == () and leased(world.store) == {}
+    await driver.close()
+    running.cancel()
+
+
+def test_the_bridge_goes_round_what_is_excluded(tmp_path: Path) -> None:
+    with Store.open(tmp_path, boot_id="boot") as store:
+        service = opened(store, config(ipalloc_exclude=("10.32.0.0/25",)))
+        assert service is not None
+        assert start_driver.choose_bridge(service, store, "") == int(IPv4Address("10.32.0.128"))
+        with pytest.raises(UsageError, match=r"--bridge-address: 10\.32\.0\.5 is reserved \(excluded by"):
+            start_driver.choose_bridge(service, store, "10.32.0.5")
+
+
 async def test_detach_is_one_transaction_and_rewrite_mends_the_disk(world: World) -> None:
     driver = world.driver()
     running = asyncio.create_task(driver.run())

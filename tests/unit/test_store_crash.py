@@ -32,9 +32,11 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def lives(shim: Path, scratch: Path, mutant: str) -> dict[str, object]:
+def lives(
+    shim: Path, scratch: Path, mutant: str, child: Path = HERE / "store_crash_child.py"
+) -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, HERE / "store_crash_child.py", scratch, mutant],
+        [sys.executable, child, scratch, mutant],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

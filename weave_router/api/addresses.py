@@ -15,7 +15,7 @@ from weave_router.cni.attachments import Attachments
 from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.ipam import founding
-from weave_router.ipam.allocator import BRIDGE, EXPOSED, AddressTakenError, Holder
+from weave_router.ipam.allocator import EXPOSED, AddressTakenError, Holder
 from weave_router.ipam.driver import IpamDriver
 from weave_router.ipam.knowledge import electorate
 from weave_router.ipam.number import Universe, parse_address
@@ -52,8 +52,9 @@ class AddressBook:
         if request.release:
             await self._release(number)
         else:
+            before = self._driver.held(holder)
             await self._driver.pick(holder, number)
-            await self._driver.keep(holder)
+            await self._driver.keep(holder, but=before)
         return schema.AddressesReply(addresses=(str(IPv4Address(number)),))
 
     async def _release(self, number: int) -> None:
@@ -78,8 +79,9 @@ class AddressBook:
             return _texts(await self._hide(wanted))
         if wanted is None and self.exposed():
             return _texts(self.exposed())
+        before = self.exposed()
         number = await self._driver.pick(EXPOSED, wanted)
-        await self._driver.keep(EXPOSED)
+        await self._driver.keep(EXPOSED, but=before)
         await self.show([number])
         self._announce()
         return _texts(self.exposed())
@@ -97,7 +99,7 @@ class AddressBook:
         await self._remove(self._bridge, self._interfaces(gone))
         for number in gone:
             self._driver.do(lambda service, now, number=number: service.release(EXPOSED, now, number))  # type: ignore[misc]
-        await self._driver.keep(EXPOSED)
+        await self._driver.written()
         self._announce()
         return gone
 
@@ -109,7 +111,7 @@ class AddressBook:
 
     async def ungate(self) -> None:
         self._driver.do(lambda service, now: service.ungate(now))
-        await self._driver.keep(BRIDGE)
+        await self._driver.written()
 
     async def check(self, request: schema.CheckRequest) -> schema.CheckReply:
         """Kernel, attachments, leases and disk against each other."""

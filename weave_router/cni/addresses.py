@@ -5,10 +5,12 @@ the attachment alone is what the store keeps. Called by router.py, which chooses
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from weave_router.errors import UsageError
 from weave_router.ipam.allocator import Holder
+
+Work: TypeAlias = Callable[[], object]
 
 
 class NoAddressError(UsageError):
@@ -19,11 +21,14 @@ class Addresses(Protocol):
     async def pick(self, holder: Holder, wanted: int | None) -> int:
         """A number, not yet on disk. UserError with the way out."""
 
-    async def keep(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
-        """Number and ``work`` are on disk when this returns, or neither."""
+    def held(self, holder: Holder) -> tuple[int, ...]:
+        """What the holder has already: claimed for it, or found on its port."""
 
-    async def give_back(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
-        """All numbers of the holder are released, on disk with ``work``."""
+    async def keep(self, holder: Holder, work: Work | None = None, but: tuple[int, ...] = ()) -> None:
+        """Number and ``work`` are on disk when this returns, or neither; of the holder's numbers ``but`` stay."""
+
+    async def give_back(self, holder: Holder, work: Work | None = None, but: tuple[int, ...] = ()) -> None:
+        """All numbers of the holder ``but`` these are released, on disk with ``work``."""
 
 
 class ByHand:
@@ -38,10 +43,13 @@ class ByHand:
                                  "CNI_ARGS IP=ADDRESS or the runtime's \"ips\"")
         return wanted
 
-    async def keep(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
+    def held(self, holder: Holder) -> tuple[int, ...]:
+        return ()
+
+    async def keep(self, holder: Holder, work: Work | None = None, but: tuple[int, ...] = ()) -> None:
         if work is not None:
             await self._in_writer(work)
 
-    async def give_back(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
+    async def give_back(self, holder: Holder, work: Work | None = None, but: tuple[int, ...] = ()) -> None:
         if work is not None:
             await self._in_writer(work)

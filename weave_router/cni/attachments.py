@@ -153,6 +153,7 @@ class Attachments:
 
     async def _wire(self, key: tuple[str, str], wish: Wish) -> Attachment:
         wanted = None if wish.address is None else int(wish.address.ip)
+        before = self._addresses.held(Holder(*key))  # claimed for the pod: a wiring that fails does not take it away
         number = await self._addresses.pick(Holder(*key), wanted)
         length = self._settings.subnet_len or self._settings.universe_v4.prefixlen
         address = wish.address or IPv4Interface((number, length))
@@ -162,20 +163,20 @@ class Attachments:
                                     wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac),
                                     wish.network)
         except BaseException:
-            await asyncio.shield(self._addresses.give_back(Holder(*key)))
+            await asyncio.shield(self._addresses.give_back(Holder(*key), but=before))
             raise
-        await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment))
+        await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before)
         try:
             attached, mended = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns)
         except BaseException:
-            await asyncio.shield(self._forget(key))
+            await asyncio.shield(self._forget(key, before))
             raise
         self._note(mended)
         self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
         try:
             self._announce(self.numbers())
         except ValueError:
-            await asyncio.shield(self._unwire(key))
+            await asyncio.shield(self._unwire(key, before))
             raise UserError(
                 f"{address.ip} cannot be announced: this node announces as many single addresses as it may; "
                 f"detach pods that are no longer needed"
@@ -185,26 +186,29 @@ class Attachments:
     def _note(self, mended: list[str]) -> None:
         self.mended = (self.mended + mended)[-16:]
 
-    async def _forget(self, key: tuple[str, str]) -> None:
+    async def _forget(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         self._held.pop(key, None)
         self._attached.pop(key, None)
-        await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key))
+        await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key), but)
 
     # -- detach ----------------------------------------------------------------------------------------------------
 
     async def detach(self, container: str, ifname: str) -> Attachment | None:
-        """Off the network and its address released on disk when this returns; None: there was no such pod."""
+        """Off the network and its address released on disk when this returns; None: there was no such pod, and what
+        was claimed for it, or found on its port without a record, is released all the same."""
         key = (container, ifname)
         lock = self._busy.setdefault(key, asyncio.Lock())
         async with lock:
             held = self._held.get(key)
             if held is not None:
                 await self._unwire(key)
+            else:
+                await self._addresses.give_back(Holder(*key))
             return held
 
-    async def _unwire(self, key: tuple[str, str]) -> None:
+    async def _unwire(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         await self._host.detach(self._guard(self._held[key]))
-        await self._forget(key)
+        await self._forget(key, but)
         self._announce(self.numbers())
 
     # -- plans -----------------------------------------------------------------------------------------------------

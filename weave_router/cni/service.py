@@ -160,7 +160,7 @@ class CniService:
         lock = self._lock(wanted.key)
         async with lock:
             held = self._attachments.get(*wanted.key)
-            if held is not None and held.network == wanted.network:
+            if held is None or held.network == wanted.network:
                 await self._attachments.detach(*wanted.key)
                 self._owners.pop(wanted.key, None)
         return DONE

@@ -81,9 +81,12 @@ class Host:
     async def detach(self, guard: PortGuard) -> bool:
         """Off the network when this returns; the pair is deleted with others a moment later."""
         stood = await self.call(lambda ipr, nft: pod_driver.detach(self._rtnl, nft, guard))
+        self._reap_soon()
+        return stood
+
+    def _reap_soon(self) -> None:
         if self._reap is None:
             self._reap = asyncio.create_task(self._reap_later())
-        return stood
 
     async def reap(self) -> None:
         """Pairs that wait for their deletion are gone when this returns."""
@@ -106,6 +109,8 @@ class Host:
         return await self.call(lambda ipr, nft: {link.name for link in pod_driver.ports(ipr)})
 
     async def reattach(self, plans: Sequence[PodPlan]) -> list[PodPlan]:
+        """Those that stand. What a router that was killed had detached and not deleted yet goes soon."""
+        self._reap_soon()
         return await self.call(lambda ipr, nft: pod_driver.reattach(ipr, plans))
 
     async def _reap_later(self) -> None:

@@ -242,6 +242,13 @@ def _forget_guard(nft: Nft, guard: PortGuard) -> None:
 
 
 def reattach(ipr: Netlink, plans: Sequence[PodPlan]) -> list[PodPlan]:
-    """Plans of pods that still stand, with the port names they really have; the others are gone."""
-    standing = {link.alias: link.name for link in ports(ipr)}
+    """Plans of pods that still stand, with the port names they really have; the others are gone. What a kill left half
+    wired has no owner's name yet, for that comes after the pod's addresses: it is left to ``reap``."""
+    found = {link.name: link for link in ports(ipr)}
+    standing = {link.alias: link.name for link in found.values()}
+    for plan in plans:
+        half = found.get(plan.port)
+        if plan.alias not in standing and half is not None and not half.alias:
+            with explain("take out of the bridge", half.name):
+                ipr.link("set", index=half.index, master=0, state="down", group=GRAVE_GROUP)
     return [replace(plan, port=standing[plan.alias]) for plan in plans if plan.alias in standing]

@@ -198,8 +198,20 @@ class Allocator:
 
     def free_count(self) -> int:
         """Numbers that could be answered now."""
-        books = ((self._books.get(b) or _Book()) for b in self._unopened if self._blocks[b])
-        return len(self._free) + sum(self._size - book.leased - book.resting for book in books)
+        return len(self._free) + sum(self._room_of(block) for block in self._unopened if self._blocks[block])
+
+    def _room_of(self, block: Block) -> int:
+        """Numbers of a block that is not opened yet which pods may get."""
+        book = self._books.get(block) or _Book()
+        return self._size - self._reserved_in(block) - book.leased - book.resting
+
+    def _reserved_in(self, block: Block) -> int:
+        """Counted number by number only where something may be reserved."""
+        start = self._first + block * self._size
+        edge = start <= self._first or start + self._size > self._last
+        if not edge and not any(self._network_of(block).overlaps(net) for net in self._excluded):
+            return 0
+        return self._size - sum(1 for _ in self.numbers_of(block))
 
     def wants_blocks(self) -> bool:
         """Ask for blocks before the last number is gone: ADD does not wait for another node."""
@@ -207,8 +219,7 @@ class Allocator:
         for block in self._unopened:  # as a rule the first one is enough
             if room >= PREFETCH_FREE:
                 return False
-            book = self._books.get(block) or _Book()
-            room += (self._size - book.leased - book.resting) * self._blocks[block]
+            room += self._room_of(block) * self._blocks[block]
         return room < PREFETCH_FREE
 
     def get_timer(self) -> float | None:

@@ -154,24 +154,36 @@ class IpamDriver:
                     raise
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
-    async def keep(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
-        """The holder's address and ``work`` are on disk, together, when this returns."""
-        future = self.carry(work)
-        if future is None:
-            return
+    def held(self, holder: Holder) -> tuple[int, ...]:
+        return self.service.allocator.addresses_of(holder)
+
+    async def keep(self, holder: Holder, work: Callable[[], object] | None = None, but: tuple[int, ...] = ()) -> None:
+        """The holder's address and ``work`` are on disk, together, when this returns. If the disk refuses, the holder
+        is left with ``but``: what it had before."""
         try:
-            await asyncio.shield(asyncio.wrap_future(future))
+            await self.written(work)
         except UserError:
-            self.do(lambda service, at: service.release(holder, at))
+            self._release(holder, but)
+            self.carry()
             raise
 
-    async def give_back(self, holder: Holder, work: Callable[[], object] | None = None) -> None:
-        """Released, on disk with ``work``."""
-        self.service.release(holder, now())
+    async def give_back(
+        self, holder: Holder, work: Callable[[], object] | None = None, but: tuple[int, ...] = ()
+    ) -> None:
+        """Released ``but`` these, on disk with ``work``."""
+        self._release(holder, but)
+        await self.written(work)
+
+    def _release(self, holder: Holder, but: tuple[int, ...]) -> None:
+        for number in self.held(holder):
+            if number not in but:
+                self.service.release(holder, now(), number)
+
+    async def written(self, work: Callable[[], object] | None = None) -> None:
+        """All that the core has changed so far, and ``work``, are on disk when this returns."""
         future = self.carry(work)
         if future is not None:
             await asyncio.shield(asyncio.wrap_future(future))
-
 
     async def rewrite(self) -> None:
         """Every row again, as the router has it."""

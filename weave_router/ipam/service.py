@@ -232,7 +232,9 @@ class Service:
             homes = owned(self.state)
             if not homes:
                 raise UserError("this node owns no block of addresses yet, so its bridge has none: see the other nodes")
-            wanted = next(iter(self.allocator.numbers_of(homes[0])))
+            wanted = next((n for block in homes for n in self.allocator.numbers_of(block)), None)
+            if wanted is None:
+                raise UserError("--ipalloc-exclude leaves this node no address for its bridge: exclude less")
         self.claim(BRIDGE, wanted, now)
         if held is not None:
             self.release(BRIDGE, now, held)

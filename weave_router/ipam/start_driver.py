@@ -43,7 +43,7 @@ def open_service(config: LaunchConfig, store: Store, identity: Identity, domain:
         return None
     service = Service(
         identity.node_id, identity.ed25519_public,
-        Settings(config.name, domain, config.range_v4, config.seed_names, config.default_subnet,
+        Settings(config.name, domain, config.range_v4, config.seed_names, config.default_subnet, config.excluded,
                  cooldown=config.cooldown, arbiter=bool(arbiter)),
         sign=identity.sign, verify=verify, nonce=lambda: secrets.randbits(62), name_of=name_of)
     at = now()
