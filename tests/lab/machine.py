@@ -136,8 +136,7 @@ class Machine:
                 os.kill(self._init, signal.SIGKILL)
         if self._process is not None:
             kill_process(self._process)
-        for controller in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
-            remove_cgroups(controller / self.name)
+        wait_for(f"the cgroups of {self.host.label} to be empty", lambda: remove_cgroups(self.name))
 
     # -- commands inside --------------------------------------------------------------------------------------------
 
@@ -233,8 +232,15 @@ class Container:
         self.machine.ctr("container", "rm", self.name)
 
 
-def remove_cgroups(top: Path) -> None:
-    """Folders of a cgroup file system go from the leaves up; no process is left in them."""
-    for folder, _, _ in os.walk(top, topdown=False):
-        with suppress(OSError):
-            os.rmdir(folder)
+def remove_cgroups(name: str) -> bool:
+    """Whether none of that name is left. From the leaves up, and only what is empty: the killed may still be ending."""
+    for base in cgroup_roots():
+        for folder, _, _ in os.walk(base / name, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
+    return not any((base / name).exists() for base in cgroup_roots())
+
+
+def cgroup_roots() -> list[Path]:
+    """The one hierarchy of version 2, or one per controller."""
+    return [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")]
