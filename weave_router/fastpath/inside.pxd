@@ -1,8 +1,5 @@
 # From the TAP to the peers. See inside.pyx.
-from libc.stdint cimport uint8_t
-
 from weave_router.fastpath.state cimport Worker
 
 cdef int inside_burst(Worker *w) noexcept nogil  # frames read; 0: nothing there; -1: the TAP fails
 cdef void inside_parked(Worker *w) noexcept nogil  # look at parked frames again
-cdef void tap_write(Worker *w, uint8_t *data, int size) noexcept nogil  # a frame made here (HEADROOM before it)

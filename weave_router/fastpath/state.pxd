@@ -2,6 +2,7 @@
 # the workers read (and write only what is marked worker-owned). A pointer that the control plane replaces is read with
 # acquire_ptr and freed after every worker passed a quiescent point (engine.pyx, _retire).
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcmp
 
 from weave_router.fastpath.aead cimport Cipher
 from weave_router.fastpath.counters cimport C_COUNT, D_COUNT
@@ -352,3 +353,7 @@ cdef inline uint32_t mac_place(uint64_t key) noexcept nogil:
 
 cdef inline bint in_universe(const Shared *s, uint32_t number) noexcept nogil:
     return (number & s.universe_mask) == s.universe
+
+
+cdef inline bint in_ipv6_universe(const Shared *s, const uint8_t *address) noexcept nogil:
+    return s.has_ipv6 and memcmp(address, s.ipv6_prefix, 12) == 0

@@ -162,12 +162,15 @@ cdef void sleep_until_work(Worker *w) noexcept nogil:
     cdef epoll_event events[4]
     cdef uint64_t drained
     cdef int timeout = 50 if w.parked_first != NULL else 1000
+    cdef int i, ready
     full_fence()
     release64(&w.seen, <uint64_t>GONE)
-    epoll_wait(w.epoll_fd, events, 4, timeout)
+    ready = epoll_wait(w.epoll_fd, events, 4, timeout)
     release64(&w.seen, acquire64(&w.shared.generation))
     full_fence()
-    read(w.wake_fd, &drained, 8)
+    for i in range(ready):
+        if events[i].data.u64 == <uint64_t>w.wake_fd:
+            read(w.wake_fd, &drained, 8)
     count(w, C_WAKEUPS, 1)
 
 
