@@ -174,7 +174,8 @@ demo-kubernetes: .setup/release .setup/packages-kubernetes
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.demo
 
 test-kubernetes: .setup/release .setup/packages-kubernetes
-	@$(BIN)/python .ci/rooms kubernetes -- $(ARGS)
+	@tests/kubernetes/programs/build
+	@$(BIN)/python .ci/rooms kube kubernetes -- $(ARGS)
 
 .setup/packages-kubernetes: .ci/packages
 	@.ci/packages kubernetes

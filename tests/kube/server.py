@@ -26,7 +26,8 @@ from typing import Any
 
 from quality.tree import ROOT
 
-PROGRAMS = Path(os.environ.get("WEAVE_ROUTER_K8S", "/root/.cache/weave-router-k8s")) / "bin"
+PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weave-router-k8s" / "bin"
+"""Where tests/kubernetes/programs/build puts them."""
 ADMIN, ROUTER = "admin-token", "router-token"
 USER = "system:serviceaccount:kube-system:weave-router"
 
