@@ -9,6 +9,11 @@ SERVE = "mkdir -p /www; hostname > /www/name; echo up > /tmp/up; exec httpd -f -
 """Answers with the pod's own name."""
 
 
+def fetch(path: str, address: str, port: int) -> list[str]:
+    """A command for a pod that prints one line of HTTP. By nc: wget of a static busybox crashes where it looks up."""
+    return ["sh", "-c", f"printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} {port} | tail -n 1"]
+
+
 def pod(name: str, node: str = "", command: str = "exec sleep 1000000", labels: dict[str, str] | None = None,
         **fields: Any) -> Object:
     container = {

@@ -84,13 +84,14 @@ def test_nothing_in_plain_on_the_wire(cluster: Cluster, serving: dict[str, Pod],
     cluster.kubectl("label", "pod", far.name, "marked=yes", "--overwrite")
     with cluster.objects(pods.service("marked", {"marked": "yes"}, ports=[{"port": 8080}])):
         (service,) = (item for item in cluster.get("services") if item["metadata"]["name"] == "marked")
-        urls = [f"http://{bracketed(address)}:8080/marker" for address in
-                (*far.addresses, *service["spec"]["clusterIPs"])]
-        for url in urls:
-            wait_for(url, lambda url=url: near.run("wget", "-q", "-T", "2", "-O", "-", url, check=False), 20)
+        addresses = (*far.addresses, *service["spec"]["clusterIPs"])
+        commands = [pods.fetch("/marker", address, 8080) for address in addresses]
+        urls = [f"http://{bracketed(address)}:8080/marker" for address in addresses]
+        for command in commands:
+            wait_for("the Service", lambda command=command: MARKER in near.run(*command, check=False), 20)
         with wire(cluster.nodes[0], tmp_path / "wire.pcap"):
-            for url in urls:
-                assert near.run("wget", "-q", "-T", "3", "-O", "-", url).strip() == MARKER
+            for command, url in zip(commands, urls, strict=True):
+                assert near.run(*command).strip() == MARKER
                 assert from_host(cluster.nodes[0], url).strip() == MARKER
         captured = (tmp_path / "wire.pcap").read_bytes()
         assert len(captured) > 1000
@@ -98,7 +99,7 @@ def test_nothing_in_plain_on_the_wire(cluster: Cluster, serving: dict[str, Pod],
 
 
 def from_host(node: Node, url: str) -> str:
-    return run("ip", "netns", "exec", node.netns, "busybox", "wget", "-q", "-T", "3", "-O", "-", url).stdout
+    return run("ip", "netns", "exec", node.netns, "curl", "-gsS", "-m", "3", "--noproxy", "*", url).stdout
 
 
 def test_a_killed_router_is_back_and_its_pods_never_notice(cluster: Cluster, serving: dict[str, Pod]) -> None:

@@ -54,11 +54,11 @@ def bracketed(address: str) -> str:
 def from_netns(netns: str, address: str, port: int) -> str:
     """The name that answers; empty when nobody does."""
     url = f"http://{bracketed(address)}:{port}/name"
-    return run("ip", "netns", "exec", netns, "busybox", "wget", "-q", "-T", "3", "-O", "-", url, check=False).stdout
+    return run("ip", "netns", "exec", netns, "curl", "-gsS", "-m", "3", "--noproxy", "*", url, check=False).stdout
 
 
 def from_pod(pod: Pod, address: str, port: int) -> str:
-    return pod.run("wget", "-q", "-T", "3", "-O", "-", f"http://{bracketed(address)}:{port}/name", check=False)
+    return pod.run(*pods.fetch("/name", address, port), check=False)
 
 
 def test_cluster_ip_from_every_pod(proxied: Cluster, serving: dict[str, Pod]) -> None:
