@@ -73,6 +73,9 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Empty in Kubernetes alone: the token is in the Secret."""
     plaintext: bool = False
     workers: int = 0
+    no_masq_local: bool = False
+    hairpin: str = "auto"
+    bridge_netfilter: str = "auto"
     bridge: str = "weave"
     bridge_address: str = ""
     targets: tuple[str, ...] = ()
@@ -267,6 +270,15 @@ def _subnets(value: object) -> tuple[str, ...]:
     return tuple(subnets)
 
 
+def _tristate(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    word = _text(value).lower()
+    if word not in ("auto", "on", "off"):
+        raise ValueError(f"{word!r} should be auto, on or off")
+    return word
+
+
 def _level(value: object) -> str:
     word = _text(value).lower()
     if word not in LOG_LEVELS:
@@ -392,6 +404,11 @@ OPTIONS: Final = (
     Option("plaintext", _switch, "Do not encrypt the frames of pods; both ends must say so."),
     Option("workers", _number(1, limits.WORKERS_MAX, "chosen from the number of CPUs"),
            "Threads of the fast path [default: by the number of CPUs].", "N"),
+    Option("no-masq-local", _switch, "Towards this node's own pods the host keeps its source address."),
+    Option("hairpin", _tristate, "Whether a pod reaches itself through its own port [default: auto, where bridge "
+           "netfilter is on].", "auto|on|off"),
+    Option("bridge-netfilter", _tristate, "Whether frames on the bridge pass iptables and nft, which Services in "
+           "Kubernetes need [default: auto, on in Kubernetes, else as it is].", "auto|on|off"),
     Option("state-dir", _directory, f"What must survive a reboot [default: {STATE_DIR_DEFAULT}].", "DIR"),
     Option("run-dir", _run_directory, f"Sockets and locks [default: {RUN_DIR_DEFAULT}].", "DIR"),
     Option("kubernetes", _switch, "Peers, addresses and token come from the cluster's API server."),
@@ -430,6 +447,8 @@ def load(
         values.setdefault("node_name", values["name"])
     elif "token_file" not in values:
         raise UsageError(TOKEN_MISSING)
+    if environ.get("KUBERNETES_SERVICE_HOST") and values.get("bridge_netfilter", "auto") == "auto":
+        values["bridge_netfilter"] = "on"
     debug = _debug(environ)
     boot_id = debug.pop("boot_id", "")
     timers = {name: _seconds(name, text) for name, text in debug.items()}

@@ -211,6 +211,16 @@ PORT_NAME_TRIES: Final = 8
 PORT_UP_SECONDS: Final = 2.0
 """A veth port forwards within milliseconds of both ends being up; longer means that something took it down."""
 
+FIREWALL_LOOK_SECONDS: Final = 30.0
+"""Between looks at the host's firewall when nothing was heard of a change: what comes without a notification (legacy
+iptables, the sysctl of bridge netfilter) is seen within this."""
+
+FIREWALL_LOOK_SPACING: Final = 1.0
+"""Least time between two looks: kube-proxy and Docker change their rules many times a minute."""
+
+FIREWALL_LOOK_SHARE: Final = 0.05
+"""Part of one core that looks may take where listing the rules takes long."""
+
 REAP_SECONDS: Final = 0.05
 """Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms), within 100 ms of DEL."""
 

@@ -46,6 +46,7 @@ from weave_router.host import (
 )
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
+from weave_router.host.forwarding_driver import Watch
 from weave_router.host.handover_driver import HandoverServer, Request
 from weave_router.ipam import start_driver
 from weave_router.ipam.driver import IpamDriver
@@ -238,6 +239,7 @@ class Router:
                     tasks.create_task(self.tunnel.run(), name="tunnel"),
                     tasks.create_task(self._handover.serve(), name="attach.sock"),
                     tasks.create_task(self._look(), name="look"),
+                    tasks.create_task(self.firewall.run(), name="firewall"),
                     tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
                 ]
                 if self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
@@ -260,14 +262,15 @@ class Router:
         self.host = Host()
         await self.host.open()
         closing.push_async_callback(self.host.close)
+        self.firewall = Watch(config.bridge, lambda seen: self.host.tend(seen, config))
         self._make_cores()
         self.engine.start(self.tap.fds, self.udp.fds, vnet_hdr=self.tap.vnet_hdr, tap_csum=self.tap.csum,
                           tap_tso=self.tap.tso, tap_uso=self.tap.uso, steered=self.tap.steering)
         closing.callback(self.engine.stop)
         closing.push_async_callback(self.tunnel.close)
         standing = await self.host.reattach(self.attachments.standing_plans())
-        await self.host.build(self.bridge, self.universe.range_v4, self.universe.network_v6,
-                              [plan.guard for plan in standing])
+        await self.host.build(self.bridge, config, self.universe.network_v6, [plan.guard for plan in standing])
+        await closing.enter_async_context(self.firewall)
         await self.attachments.restore(standing)
         await self._restore_addresses()
         if self.ipam_driver is not None:
@@ -288,7 +291,7 @@ class Router:
         number = None if self.bridge_address is None else int(self.bridge_address)
         interfaces = () if self.bridge_address is None else (
             IPv4Interface((self.bridge_address, self.universe.range_v4.prefixlen)),
-            interface_v6(self.universe, int(self.bridge_address)))
+            IPv6Interface((self.universe.ipv6_of(int(self.bridge_address)), 96)))
         self.bridge = BridgePlan(config.bridge, config.tap, self.pod_mtu,
                                  None if number is None else mac_text(mac_of(number)), interfaces, config.refuse)
         self.engine = fastpath.Engine(workers=self.workers, mtu=self.pod_mtu, refuse=config.refuse)
@@ -303,13 +306,14 @@ class Router:
             self._blocks_changed(self.ipam.owners())
         subnet = config.default_subnet or network
         settings = PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu,
-                               self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen)
+                               self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
+                               lambda: self.firewall.state.hairpin)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
                                        announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver)
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
         self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,
-                              self.universe.number_of)
+                              self.universe.number_of, lambda: self.firewall.state.unready)
         self._make_mesh()
         self._make_tunnel()
         self.view = Commands(Parts(
@@ -317,7 +321,7 @@ class Router:
             started_at=self.started_at, universe=self.universe, pod_mtu=self.pod_mtu, engine=self.engine,
             tunnel=self.tunnel, mesh=self.mesh, routes=self.routes, attachments=self.attachments, tokens=self.tokens,
             terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings,
-            book=self.book, kube=self.kube), self)
+            firewall=self.firewall.now, book=self.book, kube=self.kube), self)
         self._known_name = self.view.name_of
         if self.kube is not None and self.ipam_driver is not None:
             self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments, self.host,
@@ -685,10 +689,6 @@ def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:
     container = wanted.container_id or f"netns-{status.st_dev:x}-{status.st_ino}"
     address = IPv4Interface(wanted.address) if wanted.address else None
     return Wish(container, wanted.ifname, address, status.st_ino, request.netlink, request.netns)
-
-
-def interface_v6(universe: Universe, number: int) -> IPv6Interface:
-    return IPv6Interface((universe.ipv6_of(number), 96))
 
 
 def run_directory(path: str) -> Path:

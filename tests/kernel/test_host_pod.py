@@ -33,6 +33,7 @@ from .conftest import Netns
 UNIVERSE4 = IPv4Network("10.32.0.0/12")
 UNIVERSE6 = IPv6Network("fd00:1::/96")
 GATEWAY = IPv4Address("10.32.0.1")
+TABLES = netfilter.TablesPlan("weave", UNIVERSE4, UNIVERSE6)
 BRIDGE = BridgePlan(
     name="weave",
     tap="weave-tap",
@@ -71,7 +72,7 @@ class Node:
         self.rtnl = Rtnl()
         self.nft = Nft()
         bridge_driver.ensure(self.ipr, BRIDGE)
-        self.nft.run(netfilter.tables("weave", UNIVERSE4, UNIVERSE6), "load")
+        self.nft.run(netfilter.tables(TABLES), "load")
 
     def stop(self) -> None:
         self.ipr.close()
@@ -338,7 +339,7 @@ def test_guards_hold_the_mac_without_a_locked_port(node: Node, make_netns: Calla
 def test_lost_elements_close_a_port(pods: Pods, wire: Wire) -> None:
     pods.node.netns.run("nft", "flush", "set", "bridge", "weave_router", "ipv4")
     assert not wire.passes(bytes(honest()["IPv4"]))
-    tables = netfilter.tables("weave", UNIVERSE4, UNIVERSE6, [pods.plan_a.guard, pods.plan_b.guard])
+    tables = netfilter.tables(TABLES, [pods.plan_a.guard, pods.plan_b.guard])
     pods.node.netns.call(pods.node.nft.run, tables, "load again")
     assert wire.passes(bytes(honest()["IPv4"]))
 
@@ -480,3 +481,45 @@ def test_what_leaves_the_universe_is_masqueraded(pods: Pods, make_netns: Callabl
         netns.run("ip", "addr", "add", addresses[0], "dev", link)
     pods.a.run("ping", "-c1", "-W1", "192.0.2.2")  # outside knows no way back to the universe
     assert "masquerade" in node.run("nft", "list", "table", "inet", "weave_router")
+
+
+MULTICAST = """
+import socket, struct, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("", 5353))
+group = socket.inet_aton("239.1.2.3")
+sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + socket.inet_aton("10.32.0.2"))
+sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.32.0.2"))
+sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+sock.settimeout(0.5)
+sock.sendto(b"once", ("239.1.2.3", 5353))
+count = 0
+try:
+    while sock.recv(9):
+        count += 1
+except TimeoutError:
+    print(count)
+"""
+
+
+def test_no_multicast_returns_to_a_hairpin_port(node: Node, make_netns: Callable[[], Netns]) -> None:
+    """Its own unicast does, or a pod could not reach itself through a Service; its DAD probe would end an address."""
+    a, b = make_netns(), make_netns()
+    plans = plan_of("a", "10.32.0.2/12", hairpin=True), plan_of("b", "10.32.0.3/12", hairpin=True)
+    for plan, pod in zip(plans, (a, b), strict=True):
+        node.attach(plan, pod)
+    assert "hairpin on" in node.netns.run("ip", "-d", "link", "show", plans[0].port)
+    assert a.run("python3", "-c", MULTICAST).strip() == "1"  # the copy of IP_MULTICAST_LOOP, no second from the port
+    a.run("sysctl", "-qw", "net.ipv6.conf.eth0.enhanced_dad=0", "net.ipv6.conf.all.enhanced_dad=0")
+    a.run("ip", "address", "del", "fd00:1::a20:2/96", "dev", "eth0")
+    a.run("ip", "address", "add", "fd00:1::a20:2/96", "dev", "eth0")
+    for _ in range(300):
+        shown = a.run("ip", "-6", "address", "show", "dev", "eth0", "scope", "global")
+        if "tentative" not in shown:
+            break
+        select.select([], [], [], 0.01)
+    assert "tentative" not in shown and "dadfailed" not in shown
+    dropped = node.netns.run("nft", "list", "chain", "bridge", "weave_router", "forward")
+    assert "counter packets 0" not in dropped  # the rule, not luck
+    node.netns.call(pod_driver.set_hairpin, node.ipr, False)
+    assert "hairpin off" in node.netns.run("ip", "-d", "link", "show", plans[0].port)

@@ -11,6 +11,7 @@ from socket import AF_INET, AF_INET6
 import pytest
 from pyroute2 import IPRoute
 
+from weave_router.config import LaunchConfig
 from weave_router.host import doctor, doctor_driver, handover_driver, lock_driver, reset_driver, tap_driver
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
@@ -40,7 +41,7 @@ async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = 
     tap = tap_driver.open_tap("weave-tap", 1)
     before = len(os.listdir("/proc/self/fd"))
     await room.open()
-    await room.build(BRIDGE, UNIVERSE4, UNIVERSE6, [])
+    await room.build(BRIDGE, LaunchConfig(name="a", nickname="a", token_file="-"), UNIVERSE6, [])
     plans = []
     for number, path in enumerate(pods, start=2):
         address = ip_interface(f"10.32.0.{number}/12")

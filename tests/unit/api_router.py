@@ -149,6 +149,11 @@ class MemoryRouter:
     def counters(self) -> dict[str, int]:
         return {"connection_terminations": 5, "handshakes": 9}
 
+    def firewall(self) -> schema.Firewall:
+        answers = (schema.FirewallAnswer(chain="ip filter FORWARD (policy drop)", place="DOCKER-USER"),
+                   schema.FirewallAnswer(chain="ip6 x y (policy drop)", reason="not permitted"))
+        return schema.Firewall(chains=answers, bridge_netfilter=True, hairpin=True, healed=2)
+
     def tokens(self) -> schema.Tokens:
         return TOKENS
 

@@ -49,7 +49,13 @@ SegmentsPerSend: 31.25
 SegmentsPerRecv: 12.00
 SegmentsPerWrit: -
      QueueDepth: 4KiB
-          Drops: 12 (10 bad_tag, 2 replay)"""
+          Drops: 12 (10 bad_tag, 2 replay)
+
+        Service: firewall
+BridgeNetfilter: on
+        Hairpin: on
+   ForwardDrops: ip filter FORWARD (policy drop): accepted at DOCKER-USER; ip6 x y (policy drop): NOT answered
+        PutBack: 2 times"""
 
 
 def test_the_page(report) -> None:

@@ -150,12 +150,17 @@ TABLE: dict[Fault, tuple[dict[str, Any], str]] = {
         "cannot listen at /run/weave-router/attach.sock: EACCES (Permission denied); "
         "see that the run dir exists and belongs to root",
     ),
+    Fault.BRIDGE_NETFILTER: (
+        {"link": "weave"},
+        "br_netfilter is not loaded, which weave needs for Services: run `modprobe br_netfilter`, "
+        "and `echo br_netfilter > /etc/modules-load.d/br_netfilter.conf` for the next boot",
+    ),
     Fault.NFT_MISSING: (
         {"reason": "no such file"},
         "cannot load libnftables.so.1 (no such file); install it (Debian, Ubuntu: `apt install libnftables1`)",
     ),
     Fault.NFT_REFUSED: (
-        {"operation": "load the rules", "reason": "Operation not permitted", "way_out": ROOT},
+        {"operation": "load the rules", "table": "weave_router", "reason": "Operation not permitted", "way_out": ROOT},
         f"cannot load the rules in nft table weave_router: Operation not permitted; {ROOT}",
     ),
     Fault.RANGE_ROUTE: (

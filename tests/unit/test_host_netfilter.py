@@ -1,11 +1,11 @@
-"""The nft text, and what is read of other people's rules."""
+"""Our own nft tables as text."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
-from weave_router.host.netfilter import ForwardDrop, PortGuard, forward_drops, guard_added, guard_removed, tables
+from weave_router.host.netfilter import PortGuard, TablesPlan, guard_added, guard_removed, standing, tables
 
 GUARD = PortGuard(
     "vethwr1", "0a:58:0a:20:00:02", (IPv4Address("10.32.0.2"),), (IPv6Address("fd00::2"), IPv6Address("fe80::2"))
@@ -19,13 +19,20 @@ def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
         'add element bridge weave_router ipv6 { "vethwr1" . fd00::2, "vethwr1" . fe80::2 }',
         'add element bridge weave_router nd { "vethwr1" . 0xfd000000000000000000000000000002, '
         '"vethwr1" . 0xfe800000000000000000000000000002 }',
+        'add element bridge weave_router returns { "vethwr1" . "vethwr1" }',
+        "add element inet weave_router pods4 { 10.32.0.2 }",
+        "add element inet weave_router pods6 { fd00::2 }",
     ]
     assert guard_removed(GUARD) == guard_added(GUARD) + guard_added(GUARD).replace("add ", "delete ")
 
 
 def test_a_station_has_no_guard() -> None:
     station = PortGuard("vethwr1", GUARD.mac, GUARD.ipv4, GUARD.ipv6, station=True)
-    assert guard_added(station) == 'add element bridge weave_router stations { "vethwr1" }\n'
+    assert guard_added(station).splitlines() == [
+        'add element bridge weave_router stations { "vethwr1" }',
+        "add element inet weave_router pods4 { 10.32.0.2 }",
+        "add element inet weave_router pods6 { fd00::2 }",
+    ]
 
 
 def test_a_pod_without_ipv6_has_no_empty_elements() -> None:
@@ -34,52 +41,40 @@ def test_a_pod_without_ipv6_has_no_empty_elements() -> None:
 
 
 def test_tables_start_with_the_pods_that_stand() -> None:
-    text = tables("weave", IPv4Network("10.32.0.0/12"), None, [GUARD])
+    text = tables(TablesPlan("weave", IPv4Network("10.32.0.0/12"), None), [GUARD])
     assert 'set macs { type ifname . ether_addr; elements = { "vethwr1" . 0a:58:0a:20:00:02 }; }' in text
     assert "set stations { type ifname; }" in text
 
 
 @pytest.mark.parametrize("universe_v6", [None, IPv6Network("fd00:1::/96")])
 def test_masquerade_is_for_what_leaves_the_universe(universe_v6: IPv6Network | None) -> None:
-    text = tables("weave", IPv4Network("10.32.0.0/12"), universe_v6)
+    text = tables(TablesPlan("weave", IPv4Network("10.32.0.0/12"), universe_v6))
     assert 'oifname != "weave" ip saddr 10.32.0.0/12 ip daddr != { 10.32.0.0/12, 224.0.0.0/4 } masquerade' in text
     ipv6 = 'oifname != "weave" ip6 saddr fd00:1::/96 ip6 daddr != { fd00:1::/96, ff00::/8 } masquerade'
     assert (ipv6 in text) == (universe_v6 is not None)
 
 
-def chain(family: str, name: str, hook: str | None, policy: str | None, table: str = "filter") -> dict[str, Any]:
-    return {"chain": {"family": family, "table": table, "name": name, "hook": hook, "policy": policy}}
+@pytest.mark.parametrize("no_masq_local", [False, True])
+def test_the_host_speaks_to_pods_with_the_bridge_s_address(no_masq_local: bool) -> None:
+    """With --no-masq-local not to its own; forwarded strangers are masqueraded towards other nodes' pods alone."""
+    plan = TablesPlan("weave", IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96"), no_masq_local)
+    text = tables(plan)
+    own = "ip daddr != @pods4 " if no_masq_local else ""
+    assert (
+        f'oifname "weave" ip saddr != 10.32.0.0/12 ip daddr 10.32.0.0/12 {own}fib saddr type local masquerade' in text
+    )
+    stranger = "ip saddr != 10.32.0.0/12 ip daddr 10.32.0.0/12"
+    assert f'iifname != "weave" oifname "weave" {stranger} ip daddr != @pods4 masquerade' in text
+    assert "ip6 saddr != { fd00:1::/96, fe80::/10 } ip6 daddr fd00:1::/96" in text  # neighbour discovery keeps its own
 
 
-def rule(name: str, *expr: dict[str, Any]) -> dict[str, Any]:
-    return {"rule": {"family": "ip", "table": "filter", "chain": name, "expr": list(expr)}}
+def test_rules_are_compared_without_handles_and_ports_by_name() -> None:
+    def listing(handle: int, port: str) -> dict[str, Any]:
+        rule = {"family": "inet", "table": "weave_router", "chain": "x", "handle": handle, "expr": [{"accept": None}]}
+        elements = [{"concat": [port, "0a:58:0a:20:00:02"]}]
+        return {"nftables": [{"rule": rule}, {"set": {"name": "macs", "elem": elements}}]}
 
-
-@pytest.mark.parametrize(
-    ("items", "expected"),
-    [
-        ([], []),
-        ([chain("ip", "FORWARD", "forward", "accept")], []),
-        ([chain("ip", "FORWARD", "forward", "drop")], ["ip filter FORWARD (policy drop)"]),
-        ([chain("ip", "INPUT", "input", "drop")], []),
-        ([chain("inet", "guard", "forward", "drop", table="weave_router")], []),
-        ([chain("bridge", "x", "forward", "drop")], []),
-        (
-            [chain("ip", "FORWARD", "forward", "accept"), rule("FORWARD", {"counter": None}, {"drop": None})],
-            ["ip filter FORWARD (a rule drops or rejects)"],
-        ),
-        (
-            [
-                chain("ip", "FORWARD", "forward", "accept"),
-                rule("FORWARD", {"jump": {"target": "A"}}),
-                rule("A", {"goto": {"target": "B"}}),
-                rule("B", {"jump": {"target": "A"}}, {"reject": {"type": "icmp"}}),
-            ],
-            ["ip filter FORWARD (a rule drops or rejects)"],
-        ),
-        ([chain("ip", "FORWARD", "forward", "accept"), rule("ELSEWHERE", {"drop": None})], []),
-    ],
-)
-def test_chains_that_can_drop_what_is_forwarded(items: list[dict[str, Any]], expected: list[str]) -> None:
-    assert [str(drop) for drop in forward_drops({"nftables": [{"metainfo": {}}, *items]})] == expected
-    assert all(isinstance(drop, ForwardDrop) for drop in forward_drops({"nftables": items}))
+    assert standing([listing(1, "vethwr1")]) == standing([listing(9, "vethwr1")])
+    assert standing([listing(1, "vethwr1")])[1] == {"vethwr1"}
+    assert standing([listing(1, "vethwr1")]) != standing([listing(1, "vethwr2")])
+    assert standing([{}]) == (frozenset(), frozenset())

@@ -13,8 +13,8 @@ from weave_router import limits
 from weave_router.host import doctor, files, files_driver, steering
 from weave_router.host.bridge import gso_max_size, link_local_of, random_mac
 from weave_router.host.faults import Fault, HostError
+from weave_router.host.forwarding import ForwardDrop
 from weave_router.host.names import IFNAME_MAX, is_port_name, port_name, tap_name
-from weave_router.host.netfilter import ForwardDrop
 from weave_router.host.overlap import HostRoute, nameservers_untrusted, overlap
 from weave_router.host.pod import PodPlan, pod_plan
 from weave_router.host.reset import Found, Kind, Step, steps
@@ -244,9 +244,16 @@ def test_a_healthy_host() -> None:
             {"forward_drops": (ForwardDrop("ip", "filter", "FORWARD", "policy drop"),)},
             "forwarding rules",
             "warn",
-            "accept the pods' range there",
+            "puts its rules there while it runs",
         ),
-        ({"legacy_filter": True}, "forwarding rules", "warn", "iptables-legacy -S FORWARD"),
+        (
+            {"forward_drops": (ForwardDrop("ip", "filter", "FORWARD", "policy drop", "FORWARD", ()),)},
+            "forwarding rules",
+            "ok",
+            "",
+        ),
+        ({"legacy": ("ip",)}, "forwarding rules", "warn", "iptables-legacy -I FORWARD -i weave -j ACCEPT"),
+        ({"bridge_netfilter": None}, "bridge netfilter", "ok", "modprobe br_netfilter"),
         ({"nft_error": "no libnftables"}, "forwarding rules", "warn", "nft list ruleset"),
         ({"underlay": None}, "underlay MTU", "fail", "--mtu"),
         ({"underlay": ("eth0", 1400)}, "underlay MTU", "warn", "raise it to 1412 or more"),

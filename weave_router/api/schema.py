@@ -139,6 +139,26 @@ class Attachment(_Struct, frozen=True, kw_only=True):
     since: float | None = None
 
 
+class FirewallAnswer(_Struct, frozen=True, kw_only=True):
+    """A chain of somebody else that can drop what pods send and get. ``place``: where our accept pair stands; empty,
+    with ``reason``: it could not be put there."""
+
+    chain: str
+    place: str = ""
+    reason: str = ""
+
+
+class Firewall(_Struct, frozen=True, kw_only=True):
+    """What the host's packet filters mean for pods. ``healed``: how often something of ours was gone and put back."""
+
+    chains: tuple[FirewallAnswer, ...] = ()
+    legacy: tuple[str, ...] = ()
+    """``ip``, ``ip6``: legacy iptables has a filter table, which nft does not show."""
+    bridge_netfilter: bool = False
+    hairpin: bool = False
+    healed: int = 0
+
+
 class AddressConflict(_Struct, frozen=True, kw_only=True):
     """One address announced by several nodes: every table gives it to ``owner``."""
 
@@ -277,6 +297,7 @@ class StatusReport(_Struct, frozen=True, kw_only=True):
     counters: dict[str, int] = {}
     """Whatever else is counted: sums over the workers, handshakes, links, terminations."""
     tokens: Tokens = Tokens()
+    firewall: Firewall = Firewall()
     warnings: tuple[str, ...] = ()
     kubernetes: Kubernetes = Kubernetes()
 

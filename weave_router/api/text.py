@@ -80,7 +80,8 @@ def _arrow(direction: schema.Direction) -> str:
 
 def page(report: StatusReport, now: float) -> str:
     """`weave-router status` without a subject."""
-    parts = [_fields([("Version", report.service.version)]), _router(report), _ipam(report), _fastpath(report)]
+    parts = [_fields([("Version", report.service.version)]), _router(report), _ipam(report), _fastpath(report),
+             _firewall(report)]
     if report.kubernetes.status:
         parts.append(_kubernetes(report.kubernetes))
     if report.warnings:
@@ -164,6 +165,19 @@ def _fastpath(report: StatusReport) -> str:
         ("SegmentsPerWrit", _per_worker(report, lambda worker: worker.segments_per_write)),
         ("QueueDepth", " ".join(size(worker.queue_depth) for worker in report.workers) or "none"),
         ("Drops", f"{sum(drops.values())} ({_counts(worst)})" if drops else "0"),
+    ])
+
+
+def _firewall(report: StatusReport) -> str:
+    state = report.firewall
+    named = [(f"{answer.chain}: accepted at {answer.place}" if answer.place else f"{answer.chain}: NOT answered")
+             for answer in state.chains]
+    return _fields([
+        ("Service", "firewall"),
+        ("BridgeNetfilter", "on" if state.bridge_netfilter else "off"),
+        ("Hairpin", "on" if state.hairpin else "off"),
+        ("ForwardDrops", "; ".join(named) or "none"),
+        *([("PutBack", f"{state.healed} times")] if state.healed else []),
     ])
 
 

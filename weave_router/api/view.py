@@ -16,7 +16,7 @@ from weave_router.cni.attachments import Attachments
 from weave_router.config import LaunchConfig
 from weave_router.errors import UserError
 from weave_router.fastpath import engine as fastpath
-from weave_router.host import kernel_driver
+from weave_router.host import forwarding, kernel_driver
 from weave_router.ipam.number import Universe
 from weave_router.mesh.core import Mesh
 from weave_router.mesh.events import LinkStatus, MeshStatus, TargetStatus
@@ -59,6 +59,7 @@ class Parts:
     terminations: dict[str, int]
     counts: Callable[[], Mapping[str, int]]
     warnings: list[str]
+    firewall: Callable[[], forwarding.Firewall]
     book: AddressBook | None = None
     """None: addresses are given by hand."""
     kube: "Room | None" = None
@@ -124,6 +125,7 @@ class View:
             incarnation=parts.incarnation, started_at=parts.started_at, uptime=time.time() - parts.started_at,
             host=config.host, port=config.port, encryption=schema.PLAINTEXT if config.plaintext else ciphers,
             discovery=not config.no_discovery, trusted_subnets=config.trusted_subnets, pod_mtu=parts.pod_mtu,
+            status=parts.firewall().unready or "ready",
             bridge=config.bridge, domain=parts.tokens.domain.hex(), refused=tuple(sorted(config.refuse)),
         )
 
@@ -309,6 +311,13 @@ class View:
                          for s in parts.tunnel.status()],
         }
 
+    def firewall(self) -> schema.Firewall:
+        state = self._parts.firewall()
+        answers = [schema.FirewallAnswer(chain=chain, place=place) for chain, place in state.answered]
+        answers += [schema.FirewallAnswer(chain=chain, reason=why) for chain, why in state.refused]
+        return schema.Firewall(chains=tuple(answers), legacy=state.legacy, bridge_netfilter=state.bridge_netfilter,
+                               hairpin=state.hairpin, healed=state.healed)
+
     # -- tokens, warnings ----------------------------------------------------------------------------------------------
 
     def tokens(self) -> schema.Tokens:
@@ -344,6 +353,7 @@ class View:
         for key, owner, node_id in self._parts.routes.refused():
             found.append(f"{IPv4Address(key[0])}/{key[1]}, which {self.name_of(node_id)} announces, lies in a block of "
                          f"{self.name_of(owner)}: it is not followed; detach it there")
+        found += forwarding.warnings(self._parts.firewall(), self._parts.config.bridge)
         found += self._parts.book.warnings() if self._parts.book else []
         found += [f"found changed and put back: {what}" for what in self._parts.attachments.mended]
         return tuple(found + self._mtu_warnings())

@@ -44,6 +44,8 @@ class PodSettings:
     refuse: frozenset[str] = frozenset()
     subnet_len: int = 0
     """Prefix length of an address that was not named; 0: the range's."""
+    hairpin: Callable[[], bool] = bool
+    """Whether pod ports give frames back at this moment."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ class Attachments:
         return pod_plan(
             attachment=container, ifname=ifname, address=address, universe_v4=settings.universe_v4,
             universe_v6=settings.universe_v6, bridge=settings.bridge.name, bridge_address=settings.bridge_address,
-            mtu=settings.mtu, default_ipv6=settings.default_ipv6, refuse=settings.refuse,
+            mtu=settings.mtu, default_ipv6=settings.default_ipv6, hairpin=settings.hairpin(), refuse=settings.refuse,
         )
 
 

@@ -33,16 +33,19 @@ class Journal(Protocol):
 
 
 class CniService:
-    """``inode_of`` reads a descriptor's inode, ``number_of`` the host number of an address (None: outside)."""
+    """``inode_of`` reads a descriptor's inode, ``number_of`` the host number of an address (None: outside);
+    ``unready`` says why pods would not get what they need here, empty when nothing is amiss."""
 
     def __init__(self, settings: PodSettings, attachments: Attachments, host: Host, journal: Journal,
-                 inode_of: Callable[[int], int], number_of: Callable[[Any], int | None]) -> None:
+                 inode_of: Callable[[int], int], number_of: Callable[[Any], int | None],
+                 unready: Callable[[], str] = str) -> None:
         self._settings = settings
         self._attachments = attachments
         self._host = host
         self._journal = journal
         self._inode_of = inode_of
         self._number_of = number_of
+        self._unready = unready
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._owners: dict[Key, Handover] = {}
         """Whose ADD a pod is: a request that hangs up undoes its own work only."""
@@ -62,6 +65,8 @@ class CniService:
     def _probe(self, kind: Any) -> dict[str, Any]:
         if kind == "ready" and self._settings.bridge_address is None:
             return {"error": "the node has no overlay address yet"}
+        if kind == "ready" and self._unready():
+            return {"error": self._unready()}
         return DONE
 
     async def _carry_out(self, wanted: verbs.Request, request: Handover) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class BridgePlan:
     refuse: frozenset[str] = frozenset()
 
 
+def wants_hairpin(option: str, bridge_netfilter: bool) -> bool:
+    """With bridge netfilter a pod reaches itself through a Service only by its own port; without, the host routes."""
+    return option == "on" or (option == "auto" and bridge_netfilter)
+
+
 def gso_max_size(mtu: int) -> int:
     """Largest superframe of this MTU whose datagrams still fit one send, whatever the TCP headers (about 45 MSS)."""
     segments = min(SUPERFRAME_SEGMENTS, SUPERFRAME_SEND_BYTES // (mtu + SUPERFRAME_DATAGRAM_OVERHEAD))

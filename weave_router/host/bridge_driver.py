@@ -84,6 +84,25 @@ def verify(ipr: Netlink | Rtnl, plan: BridgePlan) -> list[str]:
     return [problem for problem, well in checks.items() if not well]
 
 
+def has_netfilter(ipr: Netlink, name: str) -> bool:
+    """Whether frames on this bridge pass iptables and nft: by its own switches, or by those of its namespace."""
+    everywhere = [sysctl_driver.read(f"net/bridge/bridge-nf-call-{table}tables") for table in ("ip", "ip6")]
+    with explain("read the switches of", name):
+        info = ipr.link("get", ifname=name)[0].get_attr("IFLA_LINKINFO")
+    data = info.get_attr("IFLA_INFO_DATA") if info else None
+    own = [data.get_attr(f"IFLA_BR_NF_CALL_{table}TABLES") for table in ("IP", "IP6")] if data else []
+    return everywhere[0] is not None and ("1" in everywhere or 1 in own)
+
+
+def set_netfilter(ipr: Netlink, name: str, on: bool) -> None:
+    """By the bridge's own switches: the sysctl would be for all bridges of the host."""
+    if on and sysctl_driver.read("net/bridge/bridge-nf-call-iptables") is None:
+        raise HostError(Fault.BRIDGE_NETFILTER, link=name)
+    bridge = need(ipr, name)
+    with explain(f"switch bridge netfilter {'on' if on else 'off'} for", name):
+        ipr.link("set", index=bridge.index, kind="bridge", br_nf_call_iptables=int(on), br_nf_call_ip6tables=int(on))
+
+
 def _create(ipr: Netlink, name: str) -> Link:
     """The MAC stands in the message that creates it: a bridge without one takes that of each lowest port."""
     with explain("create bridge", name):

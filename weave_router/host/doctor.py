@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from weave_router.host.netfilter import ForwardDrop
+from weave_router.host.forwarding import ForwardDrop, legacy_sentence
 from weave_router.limits import POD_MTU_MIN, UNDERLAY_OVERHEAD
 
 
@@ -52,9 +52,11 @@ class Facts:
     capabilities: frozenset[str]
     # None: could not be tried.
     features: dict[str, bool | None] = field(default_factory=dict)
-    bridge_netfilter: bool = False
+    # None: the module is not loaded.
+    bridge_netfilter: bool | None = False
     forward_drops: tuple[ForwardDrop, ...] = ()
-    legacy_filter: bool = False
+    legacy: tuple[str, ...] = ()
+    bridge: str = "weave"
     nft_error: str = ""
     underlay: tuple[str, int] | None = None
     managers: tuple[NetworkManager, ...] = ()
@@ -128,7 +130,10 @@ def _features(facts: Facts) -> list[Check]:
 
 
 def _bridge_netfilter(facts: Facts) -> Check:
-    text = "on: bridged frames pass iptables and nft too" if facts.bridge_netfilter else "off or not loaded"
+    if facts.bridge_netfilter is None:
+        text = "br_netfilter is not loaded: fine, except in Kubernetes, where Services need it"
+        return Check("bridge netfilter", Verdict.OK, text, "`modprobe br_netfilter`, see docs/operations.md")
+    text = "on: bridged frames pass iptables and nft too" if facts.bridge_netfilter else "off"
     return Check("bridge netfilter", Verdict.OK, text)
 
 
@@ -136,19 +141,19 @@ def _forward(facts: Facts) -> list[Check]:
     name = "forwarding rules"
     if facts.nft_error:
         return [Check(name, Verdict.WARN, f"not looked at: {facts.nft_error}", "see `nft list ruleset` by hand")]
-    found = [
-        Check(
-            name,
-            Verdict.WARN,
-            f"chain {drop} can drop what pods send to and get from outside",
-            "accept the pods' range there, in both directions",
-        )
-        for drop in facts.forward_drops
-    ]
-    if facts.legacy_filter:
-        text = "legacy iptables has a filter table, which nft does not show"
-        found.append(Check(name, Verdict.WARN, text, "see `iptables-legacy -S FORWARD` for a DROP policy"))
+    found = [_drop(name, drop) for drop in facts.forward_drops]
+    for family in facts.legacy:
+        text, _, command = legacy_sentence(family, facts.bridge).partition(": ")
+        found.append(Check(name, Verdict.WARN, text, command))
     return found or [Check(name, Verdict.OK, "no chain at forward can drop")]
+
+
+def _drop(name: str, drop: ForwardDrop) -> Check:
+    text = f"chain {drop} can drop what pods send and get"
+    if drop.answered:
+        return Check(name, Verdict.OK, f"{text}; the router's rules in {drop.place} accept it")
+    way_out = "the router puts its rules there while it runs; see `weave-router status warnings` if it does"
+    return Check(name, Verdict.WARN, f"{text}, and has no rules of the router", way_out)
 
 
 def _underlay(facts: Facts) -> Check:

@@ -9,13 +9,25 @@ import platform
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from weave_router.errors import UserError
-from weave_router.host import doctor, files, files_driver, netfilter, sysctl_driver, tap_driver, udp_driver
+from weave_router.host import (
+    bridge_driver,
+    doctor,
+    files,
+    files_driver,
+    firewalld_driver,
+    forwarding,
+    forwarding_driver,
+    sysctl_driver,
+    tap_driver,
+    udp_driver,
+)
 from weave_router.host.netlink_driver import open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.underlay_driver import underlay
@@ -27,15 +39,18 @@ _PROBE_BRIDGE: Final = "wr-probe-br"
 
 
 def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset()) -> doctor.Facts:
-    nft_error, drops = _forward_drops()
+    """``own_links``: the bridge's name first."""
+    bridge = own_links[0] if own_links else "weave"
+    nft_error, drops = _forward_drops(bridge)
     return doctor.Facts(
         kernel=platform.release(),
         tun=_tun(),
         capabilities=_capabilities(),
         features=features(refuse),
-        bridge_netfilter=sysctl_driver.read("net/bridge/bridge-nf-call-iptables") == "1",
+        bridge_netfilter=_bridge_netfilter(bridge),
         forward_drops=drops,
-        legacy_filter=_legacy_filter(),
+        legacy=forwarding_driver.legacy(),
+        bridge=bridge,
         nft_error=nft_error,
         underlay=_underlay(own_links),
         managers=tuple(
@@ -116,28 +131,36 @@ def _capabilities() -> frozenset[str]:
     return frozenset(name for name, bit in _CAPABILITIES.items() if effective >> bit & 1)
 
 
-def _forward_drops() -> tuple[str, tuple[netfilter.ForwardDrop, ...]]:
+def _bridge_netfilter(bridge: str) -> bool | None:
+    """Of the bridge, or, where it is not there yet, of its namespace."""
+    if (everywhere := sysctl_driver.read("net/bridge/bridge-nf-call-iptables")) is None:
+        return None
+    ipr = open_netlink()
+    try:
+        return bridge_driver.has_netfilter(ipr, bridge)
+    except UserError:
+        return everywhere == "1"
+    finally:
+        ipr.close()
+
+
+def _forward_drops(bridge: str) -> tuple[str, tuple[forwarding.ForwardDrop, ...]]:
     try:
         nft = Nft()
     except UserError as error:
         return str(error), ()
     try:
-        return "", tuple(netfilter.forward_drops(nft.ruleset()))
+        drops = forwarding.forward_drops(forwarding_driver.listing(nft), bridge)
+        trusted = firewalld_driver.is_trusted(bridge)
+        return "", tuple(
+            replace(drop, place=f"firewalld's zone {firewalld_driver.ZONE}", missing=())
+            if trusted and drop.table == forwarding.FIREWALLD else drop
+            for drop in drops
+        )  # fmt: skip
     except UserError as error:
         return str(error), ()
     finally:
         nft.close()
-
-
-def _legacy_filter() -> bool:
-    """Tables of legacy iptables, which nft does not show. The file is missing where the module is not loaded."""
-    for name in ("ip_tables_names", "ip6_tables_names"):
-        try:
-            if "filter" in Path("/proc/thread-self/net", name).read_text().split():
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def _underlay(own_links: tuple[str, ...]) -> tuple[str, int] | None:

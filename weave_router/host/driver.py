@@ -9,14 +9,17 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Network, IPv6Network
+from dataclasses import replace
+from ipaddress import IPv6Network
 from typing import TypeVar
 
+from weave_router.config import LaunchConfig
 from weave_router.host import bridge_driver, look_driver, netfilter, pod_driver, tap_driver
-from weave_router.host.bridge import BridgePlan
-from weave_router.host.faults import HostError
+from weave_router.host.bridge import BridgePlan, wants_hairpin
+from weave_router.host.faults import Fault, HostError
+from weave_router.host.forwarding import Firewall
 from weave_router.host.look_driver import Seen
-from weave_router.host.netfilter import PortGuard
+from weave_router.host.netfilter import FAMILIES, TABLE, PortGuard, TablesPlan
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan
@@ -36,6 +39,11 @@ class Host:
         self._rtnl: Rtnl
         self._nft: Nft | None = None
         self._reap: asyncio.Task[None] | None = None
+        # Of the room's thread alone: what our tables must hold, to make them anew when something flushed them.
+        self._tables: TablesPlan | None = None
+        self._rules: frozenset[str] = frozenset()
+        self._guards: dict[str, PortGuard] = {}
+        self._reloads = 0
 
     async def open(self) -> None:
         await self._run(self._open)
@@ -53,12 +61,14 @@ class Host:
         return await self._run(lambda: work(self._ipr, self._opened_nft()))
 
     async def build(
-        self, plan: BridgePlan, universe_v4: IPv4Network, universe_v6: IPv6Network | None, guards: Sequence[PortGuard]
+        self, plan: BridgePlan, config: LaunchConfig, universe_v6: IPv6Network | None, guards: Sequence[PortGuard]
     ) -> None:
         """Guards first, then the bridge: no moment without them. ``guards``: of the pods that still stand."""
 
         def work(ipr: Netlink, nft: Nft) -> None:
-            nft.run(netfilter.tables(plan.name, universe_v4, universe_v6, guards), "load the rules")
+            self._tables = TablesPlan(plan.name, config.range_v4, universe_v6, config.no_masq_local)
+            self._guards = {guard.port: guard for guard in guards}
+            self._load(nft)
             tap_driver.prepare_link(ipr, plan.tap)
             bridge_driver.ensure(ipr, plan)
 
@@ -70,6 +80,7 @@ class Host:
         def work(ipr: Netlink, nft: Nft) -> tuple[Attached, list[str]]:
             with Rtnl(netlink) as inside:
                 attached = pod_driver.attach(self._rtnl, nft, plan, inside, netns)
+            self._guards[attached.port] = replace(plan, port=attached.port).guard
             return attached, _mend(self._rtnl, ipr, bridge)
 
         return await self.call(work)
@@ -80,7 +91,12 @@ class Host:
 
     async def detach(self, guard: PortGuard) -> bool:
         """Off the network when this returns; the pair is deleted with others a moment later."""
-        stood = await self.call(lambda ipr, nft: pod_driver.detach(self._rtnl, nft, guard))
+
+        def work(ipr: Netlink, nft: Nft) -> bool:
+            self._guards.pop(guard.port, None)
+            return pod_driver.detach(self._rtnl, nft, guard)
+
+        stood = await self.call(work)
         self._reap_soon()
         return stood
 
@@ -113,6 +129,40 @@ class Host:
         self._reap_soon()
         return await self.call(lambda ipr, nft: pod_driver.reattach(ipr, plans))
 
+    async def tend(self, seen: Firewall, config: LaunchConfig) -> Firewall:
+        """Our own tables, the bridge's switches and the ports' hairpin as they should be; ``seen`` completed."""
+        bridge = config.bridge
+
+        def work(ipr: Netlink, nft: Nft) -> Firewall:
+            self._restore(nft)
+            unready = _switch_netfilter(ipr, bridge, config.bridge_netfilter)
+            passes = bridge_driver.has_netfilter(ipr, bridge)
+            hairpin = wants_hairpin(config.hairpin, passes)
+            pod_driver.set_hairpin(ipr, hairpin)
+            return replace(seen, bridge_netfilter=passes, hairpin=hairpin, unready=unready,
+                           healed=seen.healed + self._reloads)  # fmt: skip
+
+        try:
+            return await self.call(work)
+        except HostError as error:  # somebody took the bridge; `mend` says so and puts it back
+            return replace(seen, problem=str(error))
+
+    def _load(self, nft: Nft) -> None:
+        assert self._tables is not None
+        nft.run(netfilter.tables(self._tables, self._guards.values()), "load the rules")
+        self._rules, _ = self._standing(nft)
+
+    def _restore(self, nft: Nft) -> None:
+        if self._standing(nft) != (self._rules, frozenset(self._guards)):
+            self._reloads += 1
+            self._load(nft)
+
+    def _standing(self, nft: Nft) -> tuple[frozenset[str], frozenset[str]]:
+        try:
+            return netfilter.standing([nft.listing(f"list table {family} {TABLE}") for family in FAMILIES])
+        except HostError:
+            return frozenset(), frozenset()
+
     async def _reap_later(self) -> None:
         await asyncio.sleep(REAP_SECONDS)
         self._reap = None
@@ -139,6 +189,19 @@ class Host:
     def _opened_nft(self) -> Nft:
         assert self._nft is not None, "open() first"
         return self._nft
+
+
+def _switch_netfilter(ipr: Netlink, bridge: str, option: str) -> str:
+    """Why the bridge cannot be what was asked for; ``auto`` leaves it as it is."""
+    if option == "auto":
+        return ""
+    try:
+        bridge_driver.set_netfilter(ipr, bridge, option == "on")
+    except HostError as error:
+        if error.fault is not Fault.BRIDGE_NETFILTER:
+            raise
+        return str(error)
+    return ""
 
 
 def _mend(rtnl: Rtnl, ipr: Netlink, bridge: BridgePlan) -> list[str]:

@@ -89,8 +89,13 @@ class Fault(Enum):
     HANDOVER_SILENT = "the router at {path} hung up or gave no answer within {seconds} s; see its log"
     HANDOVER_LISTEN = "cannot listen at {path}: {errno}; see that the run dir exists and belongs to root"
 
+    BRIDGE_NETFILTER = (
+        "br_netfilter is not loaded, which {link} needs for Services: run `modprobe br_netfilter`, "
+        "and `echo br_netfilter > /etc/modules-load.d/br_netfilter.conf` for the next boot"
+    )
+
     NFT_MISSING = "cannot load libnftables.so.1 ({reason}); install it (Debian, Ubuntu: `apt install libnftables1`)"
-    NFT_REFUSED = "cannot {operation} in nft table weave_router: {reason}; {way_out}"
+    NFT_REFUSED = "cannot {operation} in nft table {table}: {reason}; {way_out}"
 
     RANGE_ROUTE = (
         "the range {universe} overlaps the route {route} of {link}; "

@@ -1,11 +1,12 @@
-"""The nft tables ``weave_router`` as text, and what others' rules do to forwarded packets. Pure.
+"""The nft tables ``weave_router`` as text, and whether they still stand. Pure.
 
 Rules are fixed at start; a pod is elements of sets, nothing else. nft_driver.py runs the text, one text one
 transaction. Kept to what nft 1.0.6 and Linux 5.4 know: no ``icmpv6 taddr``, no bridge ``meta ibrname``, no bridge
-conntrack, no bridge reject.
+conntrack, no bridge reject. What other tables do to pods is forwarding.py's.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final
@@ -13,6 +14,21 @@ from typing import Any, Final
 from weave_router.host.names import PORT_PREFIX
 
 TABLE: Final = "weave_router"
+FAMILIES: Final = ("bridge", "inet")
+FORWARD_MARK: Final = 0x02000000
+"""Bit of the packet mark between our chain at forward and postrouting: what may go to pods. Others' tables can ask for
+it in words that iptables-nft reads; ``ct state`` of nft's own in its tables would make ``iptables -S`` fail."""
+
+
+@dataclass(frozen=True)
+class TablesPlan:
+    """What both tables are made from, beside the pods. ``no_masq_local``: the host keeps its source towards its own
+    pods."""
+
+    bridge: str
+    universe_v4: IPv4Network
+    universe_v6: IPv6Network | None
+    no_masq_local: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,26 +77,36 @@ _GUARD_CHAINS: Final = f"""
     ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @nd return
     ip6 saddr :: icmpv6 type mld2-listener-report return
     counter drop comment "IPv6 source"
+  }}
+  chain forward {{
+    type filter hook forward priority 0; policy accept;
+    iifname . oifname @returns ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 counter drop comment "own multicast"
   }}"""
 
-_GUARD_SETS: Final = (
-    ("stations", "type ifname"),
-    ("macs", "type ifname . ether_addr"),
-    ("ipv4", "type ifname . ipv4_addr"),
-    ("ipv6", "type ifname . ipv6_addr"),
-    ("nd", "typeof iifname . @th,64,128"),
+_SETS: Final = (
+    ("bridge", "stations", "type ifname"),
+    ("bridge", "macs", "type ifname . ether_addr"),
+    ("bridge", "ipv4", "type ifname . ipv4_addr"),
+    ("bridge", "ipv6", "type ifname . ipv6_addr"),
+    ("bridge", "nd", "typeof iifname . @th,64,128"),
+    ("bridge", "returns", "type ifname . ifname"),  # a hairpin port gets its own multicast back
+    ("inet", "pods4", "type ipv4_addr"),
+    ("inet", "pods6", "type ipv6_addr"),
 )
 
 
-def tables(
-    bridge: str, universe_v4: IPv4Network, universe_v6: IPv6Network | None, guards: Iterable[PortGuard] = ()
-) -> str:
+def tables(plan: TablesPlan, guards: Iterable[PortGuard] = ()) -> str:
     """Both tables anew in one transaction, with the elements of the pods that are attached."""
     elements = _elements(guards)
-    sets = "\n".join(f"  set {name} {{ {kind};{_initial(elements[name])} }}" for name, kind in _GUARD_SETS)
+    sets = {
+        family: "\n".join(
+            f"  set {name} {{ {kind};{_initial(elements[name])} }}" for owner, name, kind in _SETS if owner == family
+        )
+        for family in FAMILIES
+    }
     return (
-        f"{_fresh('bridge')}table bridge {TABLE} {{\n{sets}{_GUARD_CHAINS}\n}}\n"
-        f"{_fresh('inet')}table inet {TABLE} {{\n{_masquerade(bridge, universe_v4, universe_v6)}\n}}\n"
+        f"{_fresh('bridge')}table bridge {TABLE} {{\n{sets['bridge']}{_GUARD_CHAINS}\n}}\n"
+        f"{_fresh('inet')}table inet {TABLE} {{\n{sets['inet']}\n{_masquerade(plan)}\n{_forward(plan)}\n}}\n"
     )
 
 
@@ -90,24 +116,52 @@ def _fresh(family: str) -> str:
 
 
 def removed() -> str:
-    return _fresh("bridge") + _fresh("inet")
+    return "".join(map(_fresh, FAMILIES))
 
 
 def _initial(elements: Sequence[str]) -> str:
     return f" elements = {{ {', '.join(elements)} }};" if elements else ""
 
 
-def _masquerade(bridge: str, universe_v4: IPv4Network, universe_v6: IPv6Network | None) -> str:
-    """Frames bridged inside the overlay pass this hook too where bridge netfilter is on: they leave by the bridge."""
-    rules = [
-        f'    oifname != "{bridge}" ip saddr {universe_v4} ip daddr != {{ {universe_v4}, 224.0.0.0/4 }} masquerade'
-    ]
-    if universe_v6 is not None:
-        rules.append(
-            f'    oifname != "{bridge}" ip6 saddr {universe_v6} ip6 daddr != {{ {universe_v6}, ff00::/8 }} masquerade'
-        )
+def _masquerade(plan: TablesPlan) -> str:
+    """Frames bridged inside the overlay pass this hook too where bridge netfilter is on, without an input interface:
+    by the bridge, from a source that is not the host's. See docs/operations.md for what each rule is for."""
+    rules = _masquerade_rules(plan, "ip", str(plan.universe_v4), "224.0.0.0/4", "pods4")
+    if plan.universe_v6 is not None:
+        rules += _masquerade_rules(plan, "ip6", str(plan.universe_v6), "ff00::/8", "pods6")
     head = "    type nat hook postrouting priority 100; policy accept;"
     return "\n".join(["  chain postrouting {", head, *rules, "  }"])
+
+
+def _masquerade_rules(plan: TablesPlan, family: str, universe: str, multicast: str, pods: str) -> list[str]:
+    bridge, elsewhere = f'oifname "{plan.bridge}"', f"{family} daddr != @{pods}"
+    stranger = f"{family} saddr != {universe} {family} daddr {universe}"
+    if family == "ip6":  # neighbour discovery speaks from link-local addresses
+        stranger = f"ip6 saddr != {{ {universe}, fe80::/10 }} ip6 daddr {universe}"
+    # A pod's connection that was translated and routed: without bridge netfilter its answers would be bridged past us.
+    service = f'iifname "{plan.bridge}" {bridge} ct status dnat {family} saddr {universe} {family} daddr {universe}'
+    own = f"{elsewhere} " if plan.no_masq_local else ""
+    leaving = f"{family} saddr {universe} {family} daddr != {{ {universe}, {multicast} }}"
+    return [
+        f'    oifname != "{plan.bridge}" {leaving} masquerade',
+        f"    {bridge} {stranger} {own}fib saddr type local masquerade",
+        f'    iifname != "{plan.bridge}" {bridge} {stranger} {elsewhere} masquerade',
+        f"    {service} masquerade",
+    ]
+
+
+def _forward(plan: TablesPlan) -> str:
+    """Marks what may go to pods whatever others' tables say, for the rules that forwarding.py puts there."""
+    mark, rest = f"{FORWARD_MARK:#010x}", f"{~FORWARD_MARK & 0xFFFFFFFF:#010x}"
+    return f"""  chain forward {{
+    type filter hook forward priority -300; policy accept;
+    oifname "{plan.bridge}" ct state established,related meta mark set meta mark | {mark}
+    oifname "{plan.bridge}" ct status dnat meta mark set meta mark | {mark}
+  }}
+  chain unmark {{
+    type filter hook postrouting priority -300; policy accept;
+    oifname "{plan.bridge}" meta mark & {mark} == {mark} meta mark set meta mark & {rest}
+  }}"""
 
 
 def guard_added(guard: PortGuard) -> str:
@@ -121,20 +175,24 @@ def guard_removed(guard: PortGuard) -> str:
 
 
 def _change(verb: str, guard: PortGuard) -> str:
+    elements = _elements([guard])
     return "".join(
-        f"{verb} element bridge {TABLE} {name} {{ {', '.join(elements)} }}\n"
-        for name, elements in _elements([guard]).items()
-        if elements
+        f"{verb} element {family} {TABLE} {name} {{ {', '.join(elements[name])} }}\n"
+        for family, name, _ in _SETS
+        if elements[name]
     )
 
 
 def _elements(guards: Iterable[PortGuard]) -> dict[str, list[str]]:
-    elements: dict[str, list[str]] = {name: [] for name, _ in _GUARD_SETS}
+    elements: dict[str, list[str]] = {name: [] for _, name, _ in _SETS}
     for guard in guards:
         port = f'"{guard.port}"'
+        elements["pods4"] += map(str, guard.ipv4)
+        elements["pods6"] += [str(address) for address in guard.ipv6 if not address.is_link_local]
         if guard.station:
             elements["stations"].append(port)
             continue
+        elements["returns"].append(f"{port} . {port}")
         elements["macs"].append(f"{port} . {guard.mac}")
         elements["ipv4"] += [f"{port} . {address}" for address in guard.ipv4]
         elements["ipv6"] += [f"{port} . {address}" for address in guard.ipv6]
@@ -142,60 +200,19 @@ def _elements(guards: Iterable[PortGuard]) -> dict[str, list[str]]:
     return elements
 
 
-@dataclass(frozen=True)
-class ForwardDrop:
-    """A base chain of somebody else at ``forward`` that can drop what pods send."""
-
-    family: str
-    table: str
-    chain: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.chain} ({self.why})"
-
-
-def forward_drops(ruleset: dict[str, Any]) -> list[ForwardDrop]:
-    """From ``nft -j list ruleset``: chains at forward whose policy or rules drop or reject, ours left out."""
-    items = ruleset.get("nftables", [])
-    chains = [item["chain"] for item in items if "chain" in item]
-    dropping = {_chain_key(rule) for rule in (item["rule"] for item in items if "rule" in item) if _drops(rule)}
-    found = []
-    for chain in chains:
-        if chain.get("hook") != "forward" or chain["table"] == TABLE or chain["family"] == "bridge":
-            continue
-        if chain.get("policy") == "drop":
-            found.append(ForwardDrop(chain["family"], chain["table"], chain["name"], "policy drop"))
-        elif _reaches(chain, dropping, items):
-            found.append(ForwardDrop(chain["family"], chain["table"], chain["name"], "a rule drops or rejects"))
-    return found
+def standing(listings: Iterable[Mapping[str, Any]]) -> tuple[frozenset[str], frozenset[str]]:
+    """From ``nft -j list table`` of both: the rules without their handles, and the ports that sets know. Compared with
+    what was read when the tables were loaded, they say whether something flushed them."""
+    rules, ports = set(), set()
+    for item in (item for listing in listings for item in listing.get("nftables", [])):
+        if "rule" in item:
+            rule = {key: value for key, value in item["rule"].items() if key not in ("handle", "index")}
+            rules.add(json.dumps(rule, sort_keys=True))
+        elif "set" in item and item["set"]["name"] in ("macs", "stations"):
+            ports |= {_port_of(element) for element in item["set"].get("elem", ())}
+    return frozenset(rules), frozenset(ports)
 
 
-def _chain_key(rule: dict[str, Any]) -> tuple[str, str, str]:
-    return rule["family"], rule["table"], rule["chain"]
-
-
-def _drops(rule: dict[str, Any]) -> bool:
-    return any("drop" in part or "reject" in part for part in rule.get("expr", []) if isinstance(part, dict))
-
-
-def _reaches(chain: dict[str, Any], dropping: set[tuple[str, str, str]], items: Sequence[dict[str, Any]]) -> bool:
-    """Follows jumps and gotos."""
-    jumps: dict[tuple[str, str, str], set[str]] = {}
-    for rule in (item["rule"] for item in items if "rule" in item):
-        jumps.setdefault(_chain_key(rule), set()).update(_targets(rule))
-    todo, seen = [chain["name"]], set()
-    while todo:
-        name = todo.pop()
-        key = (chain["family"], chain["table"], name)
-        if key in dropping:
-            return True
-        if name not in seen:
-            seen.add(name)
-            todo += jumps.get(key, ())
-    return False
-
-
-def _targets(rule: dict[str, Any]) -> set[str]:
-    verdicts = [part.get("jump") or part.get("goto") for part in rule.get("expr", []) if isinstance(part, dict)]
-    return {verdict["target"] for verdict in verdicts if verdict}
+def _port_of(element: Any) -> str:
+    """An element as nft's JSON has it: a text, or a concatenation that begins with the port."""
+    return str(element["concat"][0] if isinstance(element, dict) else element)

@@ -9,6 +9,7 @@ import json
 from typing import Any, Final
 
 from weave_router.host.faults import Fault, HostError
+from weave_router.host.netfilter import TABLE
 
 _OUTPUT_JSON: Final = 1 << 4
 _OUTPUT_STATELESS: Final = 1 << 2
@@ -41,13 +42,17 @@ class Nft:
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 
-    def run(self, text: str, operation: str) -> None:
-        """All of the text or nothing of it."""
-        self._run(text, operation, 0)
+    def run(self, text: str, operation: str, table: str = TABLE) -> None:
+        """All of the text or nothing of it. ``table``: for the sentence."""
+        self._run(text, operation, 0, table)
 
     def ruleset(self) -> dict[str, Any]:
         """``nft -j list ruleset``, counters left out."""
-        text = self._run("list ruleset", "list the rules", _OUTPUT_JSON | _OUTPUT_STATELESS)
+        return self.listing("list ruleset")
+
+    def listing(self, command: str) -> dict[str, Any]:
+        """``nft -j COMMAND``, counters left out. HostError when what it names is not there."""
+        text = self._run(command, command, _OUTPUT_JSON | _OUTPUT_STATELESS, "of the host")
         return dict(json.loads(text)) if text else {}
 
     def close(self) -> None:
@@ -55,20 +60,20 @@ class Nft:
             self._library.nft_ctx_free(self._context)
             self._context = ctypes.c_void_p(None)
 
-    def _run(self, text: str, operation: str, output: int) -> str:
+    def _run(self, text: str, operation: str, output: int, table: str) -> str:
         self._library.nft_ctx_output_set_flags(self._context, output)
         status = self._library.nft_run_cmd_from_buffer(self._context, text.encode())
         # Both are borrowed: libnftables frees them at the next call, ctypes has copied by then.
         result: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
         complaint: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
         if status:
-            raise _refused(operation, complaint.decode("utf-8", "replace"))
+            raise _refused(operation, table, complaint.decode("utf-8", "replace"))
         return result.decode("utf-8", "replace")
 
 
-def _refused(operation: str, complaint: str) -> HostError:
+def _refused(operation: str, table: str, complaint: str) -> HostError:
     """nft writes the place, the line and a caret line; the operator needs the error itself."""
     lines = [line.strip() for line in complaint.splitlines() if "rror" in line] or ["no reason given"]
     reason = lines[0].split("Error: ", 1)[-1]
     way_out = _ROOT_SENTENCE if "not permitted" in reason else _OTHER_SENTENCE
-    return HostError(Fault.NFT_REFUSED, operation=operation, reason=reason, way_out=way_out)
+    return HostError(Fault.NFT_REFUSED, operation=operation, table=table, reason=reason, way_out=way_out)

@@ -99,6 +99,14 @@ def live(ipr: Netlink, bridge: str) -> list[tuple[str, str, IPv4Address]]:
     return [pod for pod in found if pod is not None]
 
 
+def set_hairpin(ipr: Netlink, on: bool) -> None:
+    """At every port that has it otherwise."""
+    for port in ports(ipr):
+        if port.master and port.port.get("mode") != int(on):
+            with explain("set hairpin of", port.name):
+                ipr.brport("set", index=port.index, mode=int(on))
+
+
 def verify(ipr: Netlink | Rtnl, plan: PodPlan) -> list[str]:
     """What is not as planned at the host's side of a pod, in words."""
     port, bridge = find(ipr, plan.port), find(ipr, plan.bridge)

@@ -14,6 +14,8 @@ from weave_router.host.faults import Fault, HostError
 class Kind(StrEnum):
     LINK = "link"
     NFT = "nft"
+    RULES = "accept rules in"
+    ZONE = "link in firewalld's zone"
     FILE = "file"
 
 
@@ -25,6 +27,10 @@ class Found:
     tap: str | None = None
     bridge: str | None = None
     tables: bool = False
+    answers: tuple[str, ...] = ()
+    """Chains of others that hold rules of ours."""
+    zone: str = ""
+    """Zone of firewalld that we put the bridge into."""
     files: tuple[str, ...] = ()
 
 
@@ -47,4 +53,7 @@ def steps(found: Found, attachments: Sequence[str], *, force: bool) -> list[Step
     plan += [Step(Kind.LINK, link) for link in (found.tap, found.bridge) if link is not None]
     if found.tables:
         plan.append(Step(Kind.NFT, "weave_router"))
+    plan += [Step(Kind.RULES, chain) for chain in found.answers]
+    if found.zone:
+        plan.append(Step(Kind.ZONE, found.zone))
     return plan + [Step(Kind.FILE, path) for path in found.files]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from weave_router.host import lock_driver
+from weave_router.host import firewalld_driver, forwarding, lock_driver
 from weave_router.host.names import is_port_name, tap_name
 from weave_router.host.netfilter import TABLE, removed
 from weave_router.host.netlink_driver import Link, Netlink, explain, links, open_netlink
@@ -42,7 +42,7 @@ def _reset(bridge: str, files: Sequence[Path], attachments: Sequence[str], *, fo
     try:
         plan = steps(_find(ipr, nft, bridge, files), attachments, force=force)
         for step in plan:
-            _remove(ipr, nft, step)
+            _remove(ipr, nft, step, bridge)
     finally:
         ipr.close()
         nft.close()
@@ -56,12 +56,15 @@ def _run_files(run_dir: Path) -> list[Path]:
 def _find(ipr: Netlink, nft: Nft, bridge: str, files: Sequence[Path]) -> Found:
     """Another program's link that bears our name is left alone."""
     present = {link.name: link for link in links(ipr)}
-    tables = [item["table"]["name"] for item in nft.ruleset().get("nftables", []) if "table" in item]
+    ruleset = nft.ruleset()
+    tables = [item["table"]["name"] for item in ruleset.get("nftables", []) if "table" in item]
     return Found(
         ports=tuple(sorted(name for name in present if is_port_name(name))),
         tap=_if_kind(present.get(tap_name(bridge)), "tun"),
         bridge=_if_kind(present.get(bridge), "bridge"),
         tables=TABLE in tables,
+        answers=forwarding.places(ruleset),
+        zone=firewalld_driver.ZONE if firewalld_driver.is_trusted(bridge) else "",
         files=tuple(map(str, files)),
     )
 
@@ -70,12 +73,16 @@ def _if_kind(link: Link | None, kind: str) -> str | None:
     return link.name if link is not None and link.kind == kind else None
 
 
-def _remove(ipr: Netlink, nft: Nft, step: Step) -> None:
+def _remove(ipr: Netlink, nft: Nft, step: Step, bridge: str) -> None:
     if step.kind is Kind.LINK:
         with explain("delete", step.name):
             _delete_link(ipr, step.name)
     elif step.kind is Kind.NFT:
         nft.run(removed(), "remove everything")
+    elif step.kind is Kind.RULES:
+        nft.run(forwarding.withdrawn(nft.ruleset(), of=step.name), "remove accept rules", table=step.name)
+    elif step.kind is Kind.ZONE:
+        firewalld_driver.distrust(bridge)
     else:
         Path(step.name).unlink(missing_ok=True)
 
