@@ -509,8 +509,11 @@ def test_no_multicast_returns_to_a_hairpin_port(node: Node, make_netns: Callable
     for plan, pod in zip(plans, (a, b), strict=True):
         node.attach(plan, pod)
     assert "hairpin on" in node.netns.run("ip", "-d", "link", "show", plans[0].port)
+    for name in ("accept_local=1", "rp_filter=0"):  # else the pod's kernel throws a copy away before anybody sees it
+        a.run("sysctl", "-qw", f"net.ipv4.conf.all.{name}", f"net.ipv4.conf.eth0.{name}")
     assert a.run("python3", "-c", MULTICAST).strip() == "1"  # the copy of IP_MULTICAST_LOOP, no second from the port
     a.run("sysctl", "-qw", "net.ipv6.conf.eth0.enhanced_dad=0", "net.ipv6.conf.all.enhanced_dad=0")
+    a.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_dad=1")
     a.run("ip", "address", "del", "fd00:1::a20:2/96", "dev", "eth0")
     a.run("ip", "address", "add", "fd00:1::a20:2/96", "dev", "eth0")
     for _ in range(300):
