@@ -20,7 +20,8 @@ def init(script: str, *wrap: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.kill()
+        # The script too, which holds the pipes: init hands SIGTERM on, unshare's --kill-child follows its own end.
+        process.send_signal(signal.SIGKILL if wrap else signal.SIGTERM)
         process.communicate()
 
 
