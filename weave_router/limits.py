@@ -250,6 +250,13 @@ CNI_NESTING_MAX: Final = 64
 CNI_GC_MAX: Final = 10_000
 """Attachments that a GC may list as valid: far more than the pods of a node."""
 
+CNI_ROUTES_MAX: Final = 64
+"""Routes of one pod beside its addresses' own: one message to the kernel each, within the ADD."""
+
+EXCEPTION_SENT_SECONDS: Final = 2.0
+"""An ADD with a MAC of its own waits so long until the record that says so is sent: records go out once per second when
+their burst is spent."""
+
 CNI_JOURNAL_ENTRIES_MAX: Final = 4096
 """Entries of the DEL journal looked at in one pass: the rest comes in the next; a node runs some hundred pods."""
 

@@ -309,7 +309,8 @@ class Router:
                                self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
                                lambda: self.firewall.state.hairpin)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
-                                       announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver)
+                                       announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver,
+                                       until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)))
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
         self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,
@@ -526,9 +527,8 @@ class Router:
 
     def _foreign_mac(self, number: int, mac: bytes) -> None:
         """A local station speaks for an address of the range with its own MAC: announce both (an exception)."""
-        if self._other_owner(number) is not None or self._announced.get(number) == mac:
-            return
-        if mac == mac_of(number) or len(self._announced) >= limits.RECORD_PREFIXES_MAX // 2:
+        known = mac in (mac_of(number), self._announced.get(number), self.attachments.exceptions().get(number))
+        if known or self._other_owner(number) is not None or len(self._announced) >= limits.RECORD_PREFIXES_MAX // 2:
             return
         self._announced[number] = mac
         with contextlib.suppress(ValueError):
@@ -541,7 +541,7 @@ class Router:
                  if self.ipam is None or not self.ipam.covers(number)}
         if self.bridge_address is not None and self.book is not None:
             found |= {number: Prefix(number, 32, mac_of(int(self.bridge_address))) for number in self.book.exposed()}
-        for number, mac in self._announced.items():
+        for number, mac in (self._announced | self.attachments.exceptions()).items():
             found[number] = Prefix(number, 32, mac)
         self.mesh_driver.do(lambda mesh, now: mesh.set_prefixes(found.values(), now))
 

@@ -113,6 +113,26 @@ def test_a_gate_says_try_again(lab: Lab) -> None:
     assert ping(late, nodes[0].attachments()[0][1])
 
 
+def test_a_rebooted_node_serves_within_five_seconds(lab: Lab) -> None:
+    """All that was attached is released, and the first ADD of the runtime, which tries again on code 11, works."""
+    switch, seed = lab.switch(), ("--ipalloc-init", "seed=h1,h2")
+    h1, h2 = lab.host("h1", switch), lab.host("h2", switch)
+    near = Node(lab.router(h1, flags=seed).launch())
+    far = Node(lab.router(h2, flags=seed, peers=[h1.address()]).launch())
+    before, after, other = (lab.namespace(name) for name in ("before", "after", "other"))
+    added(far.run("ADD", before))
+    near_address = address_of(added(near.run("ADD", other, "c2")))
+    far.router.kill()
+    before.delete()
+    far.router.reboot_id()
+    far.shim.boot_id = far.router.boot_id
+    far.router.launch()
+    up_at = time.monotonic()
+    assert far.attachments() == []
+    wait_for("the first ADD", lambda: far.run("ADD", after, "c3").status == 0, deadline=5.0)
+    assert time.monotonic() - up_at < 5.0 and ping(after, near_address)
+
+
 def test_the_first_packet_works_across_hosts(lab: Lab) -> None:
     """Each pod's only packet is the first it may send: one echo, to the other host, right behind its ADD."""
     count = 200 if os.environ.get("SOAK") is None else 1000

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cni import spec
 from cni.node import Node, added, quiet
 from cni.shim import VERSIONS, Shim, installed
 from lab.lab import Lab
@@ -70,7 +71,7 @@ def test_every_verb_in_every_version(node: Node, pods: list[Namespace], version:
     links = json.loads(pod.run(["ip", "-json", "address", "show", "eth0"]).stdout)[0]
     host = {link["ifname"]: link for link in json.loads(node.router.host.run(["ip", "-json", "link"]).stdout)}
     bridge, port, inside = result["interfaces"]
-    assert result["cniVersion"] == version
+    spec.check_result(result, version)
     assert (bridge["name"], bridge["mac"]) == ("weave", host["weave"]["address"])
     assert port["mac"] == host[port["name"]]["address"] and "sandbox" not in port
     assert (inside["name"], inside["mac"], inside["sandbox"]) == ("eth0", links["address"], str(pod.path))
@@ -149,12 +150,15 @@ REFUSALS: list[tuple[dict[str, Any], int, str]] = [
     ({"args": "IP=10.32.0.1"}, 103, "bridge"),
     ({"args": "IP=10.32.0.0"}, 103, "reserved"),
     ({"args": "IP=10.32.0.2"}, 103, "belongs to node"),
-    ({"args": "IP=10.32.0.5;MAC=02:00:00:00:00:01"}, 2, "0a:58:0a:20:00:05"),
+    ({"args": "IP=10.32.0.5;MAC=0a:58:0a:20:00:06"}, 102, "another address"),
+    ({"args": "IP=10.32.0.5;MAC=01:00:00:00:00:01"}, 7, "no MAC of one station"),
     ({"args": "IP=10.32.0.5", "ifname": "-x"}, 4, "CNI_IFNAME"),
     ({"args": "IP=10.32.0.5", "ifname": "lo"}, 103, "already has an interface"),
     ({"args": "IP=10.32.0.5", "ipam": {"type": "host-local"}}, 2, '"ipam"'),
-    ({"args": "IP=10.32.0.5", "mtu": 1400}, 2, '"mtu"'),
-    ({"args": "IP=10.32.0.5", "routes": [{"dst": "0.0.0.0/0"}]}, 2, '"routes"'),
+    ({"args": "IP=10.32.0.5", "mtu": 9000}, 7, '"mtu" 9000'),
+    ({"args": "IP=10.32.0.5", "mtu": limits.POD_MTU_MIN - 1}, 7, '"mtu"'),
+    ({"args": "IP=10.32.0.5", "routes": [{"dst": "192.0.2.0/24", "gw": "192.0.2.1"}]}, 7, '"gw" 192.0.2.1'),
+    ({"args": "IP=10.32.0.5", "routes": [{"dst": "10.32.0.0/12"}]}, 103, "the pod has such a route"),
     ({"args": "IP=10.32.0.5", "name": ""}, 7, '"name"'),
     ({"args": "IP=10.32.0.5", "name": 5}, 6, "str"),
     ({"args": "IP=10.32.0.5", "dns": []}, 6, "dns"),
@@ -178,6 +182,55 @@ def test_json_that_only_the_router_sees_through(node: Node, pods: list[Namespace
     config = broken[:-1] + b',"socket":"' + str(node.shim.socket).encode() + b'"}'
     done = node.shim.run("ADD", config, prefix=node.router.host.argv([]), CNI_NETNS=str(pods[0].path))
     assert done.code == 6, done
+
+
+def test_mtu_and_routes_of_the_configuration(node: Node, pods: list[Namespace]) -> None:
+    asked = {"mtu": 1300, "routes": [{"dst": "192.0.2.0/24"}, {"dst": "2001:db8::/32"}],
+             "ipam": {"routes": [{"dst": "0.0.0.0/0", "gw": "10.32.0.9"}]}}  # fmt: skip
+    result = added(node.run("ADD", pods[0], args="IP=10.32.0.5", **asked))
+    six = result["routes"].pop()
+    assert six["dst"] == "2001:db8::/32" and six["gw"].endswith("a20:1")
+    assert result["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.32.0.9"}, {"dst": "192.0.2.0/24", "gw": "10.32.0.1"}]
+    assert [interface["mtu"] for interface in result["interfaces"][1:]] == [1300, 1300]
+    link = json.loads(pods[0].run(["ip", "-json", "link", "show", "eth0"]).stdout)[0]
+    assert link["mtu"] == 1300
+    assert "192.0.2.0/24 via 10.32.0.1" in pods[0].run(["ip", "route"]).stdout
+    assert pods[0].run(["ip", "route", "show", "default"]).stdout.startswith("default via 10.32.0.9 dev eth0")
+    assert f"2001:db8::/32 via {six['gw']}" in pods[0].run(["ip", "-6", "route"]).stdout
+    assert ping(pods[0], "10.32.0.1")
+    quiet(node.run("CHECK", pods[0], **asked))
+    assert "MTU" in node.run("CHECK", pods[0]).value["msg"]  # as for the router's own
+    pods[0].ip("route del 192.0.2.0/24")
+    assert "route to 192.0.2.0/24" in node.run("CHECK", pods[0], **asked).value["msg"]
+    added(node.run("ADD", pods[0], args="IP=10.32.0.5", **asked))
+    quiet(node.run("CHECK", pods[0], **asked))
+    quiet(node.run("DEL", pods[0], **asked))
+
+
+def test_a_requested_mac_is_known_everywhere(nodes: tuple[Node, Node], node: Node, pods: list[Namespace]) -> None:
+    mac, other = "02:00:00:00:00:77", nodes[1]
+    added(other.run("ADD", pods[2], "c3", args="IP=10.32.0.30"))
+    result = added(node.run("ADD", pods[0], args=f"IP=10.32.0.5;MAC={mac}"))
+    link = json.loads(pods[0].run(["ip", "-json", "link", "show", "eth0"]).stdout)[0]
+    assert link["address"] == mac == result["interfaces"][2]["mac"]
+    assert ping(pods[0], "10.32.0.1")
+    wait_for("b to know", lambda: "10.32.0.5/" in str(other.router.status()["ipam"]["blocks"]))
+    assert ping(pods[2], "10.32.0.5") and ping(pods[0], "10.32.0.30")
+    assert ping(pods[2], result["ips"][1]["address"].partition("/")[0])
+    taken = node.run("ADD", pods[1], "c2", args=f"IP=10.32.0.6;MAC={mac}")
+    assert taken.code == 102 and "another pod" in taken.value["msg"]
+    node.router.kill()
+    node.router.launch()
+    quiet(node.run("CHECK", pods[0]))
+    assert ping(pods[0], "10.32.0.1")
+    assert added(node.run("ADD", pods[0], args=f"IP=10.32.0.5;MAC={mac}")) == result
+    moved = added(node.run("ADD", pods[0], args="IP=10.32.0.5;MAC=02:00:00:00:00:78"))
+    assert moved["interfaces"][2]["mac"] == "02:00:00:00:00:78"
+    quiet(node.run("DEL", pods[0]))
+    assert added(node.run("ADD", pods[1], args="IP=10.32.0.5"))["interfaces"][2]["mac"] == "0a:58:0a:20:00:05"
+    wait_for("b to reach it by its own MAC", lambda: ping(pods[2], "10.32.0.5", wait=0.3))
+    quiet(node.run("DEL", pods[1]))
+    quiet(other.run("DEL", pods[2], "c3"))
 
 
 def test_two_pods_of_one_name_or_address(node: Node, pods: list[Namespace]) -> None:
@@ -236,6 +289,11 @@ def test_gc_takes_what_a_lost_del_left_and_nothing_else(node: Node, pods: list[N
     quiet(node.run("GC", None, **{"cni.dev/valid-attachments": [{"containerID": "c1", "ifname": "eth0"}]}))
     assert node.attachments() == [("c1", "10.32.0.6"), ("c2", "10.32.0.7")]
     quiet(node.run("DEL", None, "c1"))
+    pods[2].ip("link del eth0")
+    wait_for("the third port to go", lambda: node.ports() == [])
+    quiet(node.run("GC", None))  # its namespace is there
+    assert node.attachments() == [("c2", "10.32.0.7")]
+    added(node.run("ADD", pods[2], "c2", args="IP=10.32.0.7"))
     quiet(node.run("DEL", pods[2], "c2"))
 
 
@@ -329,6 +387,32 @@ def test_restart_in_the_middle_fails_no_add(node: Node, pods: list[Namespace]) -
         assert ping(pods[0], "10.32.0.1")
         quiet(node.run("CHECK", pods[0]))
         quiet(node.run("DEL", pods[0]))
+
+
+def test_two_seconds_without_a_router_are_not_seen(node: Node, pods: list[Namespace]) -> None:
+    """STATUS is 0 all the time, and every ADD that was sent meanwhile succeeds."""
+    node.router.kill()
+    gone_at, statuses, adds = time.monotonic(), [], []
+    while time.monotonic() - gone_at < 2.0:
+        statuses.append(node.run("STATUS", None).status)
+        if len(adds) < len(pods):
+            number = len(adds)
+            environment = node.shim.environment("ADD", CNI_NETNS=str(pods[number].path), CNI_CONTAINERID=f"c{number}",
+                                                CNI_ARGS=f"IP=10.32.0.{5 + number}")  # fmt: skip
+            argv = node.router.host.argv([str(node.shim.executable)])
+            adds.append(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment))
+            adds[-1].stdin.write(json.dumps(node.shim.config("1.1.0")).encode())
+            adds[-1].stdin.close()
+    node.router.launch(wait=False)
+    while any(add.poll() is None for add in adds):
+        statuses.append(node.run("STATUS", None).status)
+    assert set(statuses) == {0} and len(adds) == 3
+    for number, add in enumerate(adds):
+        with add.stdout:
+            spec.check_result(json.loads(add.stdout.read()), "1.1.0")
+        assert add.returncode == 0
+        quiet(node.run("CHECK", pods[number], f"c{number}"))
+        quiet(node.run("DEL", pods[number], f"c{number}"))
 
 
 def test_add_whose_client_hung_up_is_undone(node: Node, pods: list[Namespace], tmp_path: Path) -> None:

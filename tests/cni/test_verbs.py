@@ -10,7 +10,8 @@ from cni.shim import VERSIONS
 from weave_router import limits
 from weave_router.cni import verbs
 from weave_router.cni.addresses import NoAddressError
-from weave_router.cni.verbs import CniError, Code, Request, Wired
+from weave_router.cni.codes import CniError, Code
+from weave_router.cni.verbs import Request, Wired
 from weave_router.errors import BadPacket, UsageError, UserError
 from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNowError
 

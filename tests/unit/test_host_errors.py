@@ -110,7 +110,7 @@ TABLE: dict[Fault, tuple[dict[str, Any], str]] = {
         "detach it first, or take another --ifname",
     ),
     Fault.POD_ROUTE: (
-        {"family": "IPv6", "link": "eth0", "gateway": "fd00::1", "errno": errno.EPERM},
+        {"route": "IPv6 default route", "link": "eth0", "gateway": "fd00::1", "errno": errno.EPERM},
         f"cannot set the IPv6 default route of eth0 by fd00::1: {EPERM}; {ROOT}",
     ),
     Fault.POD_NO_CARRIER: (

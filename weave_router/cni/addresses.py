@@ -7,7 +7,7 @@ the attachment alone is what the store keeps. Called by router.py, which chooses
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from weave_router.errors import UsageError
+from weave_router.errors import UsageError, UserError
 from weave_router.ipam.allocator import Holder
 
 Work: TypeAlias = Callable[[], object]
@@ -15,6 +15,10 @@ Work: TypeAlias = Callable[[], object]
 
 class NoAddressError(UsageError):
     """None was named, and this node gives none."""
+
+
+class MacTakenError(UserError):
+    """The MAC that was asked for is another's."""
 
 
 class Addresses(Protocol):

@@ -12,13 +12,14 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from weave_router.cni.addresses import Addresses, ByHand
+from weave_router.cni.addresses import Addresses, ByHand, MacTakenError
 from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.netfilter import PortGuard
-from weave_router.host.pod import Attached, PodPlan, pod_plan
+from weave_router.host.pod import Attached, PodPlan, PodRoute, pod_plan
 from weave_router.ipam.allocator import Holder
+from weave_router.ipam.number import DERIVED_MAC_PREFIX, mac_of, mac_text
 from weave_router.store import Attachment
 
 
@@ -61,22 +62,29 @@ class Wish:
     netns: int
     network: str = ""
     """Name of the CNI network; empty: by `attach`."""
+    mac: str = ""
+    mtu: int = 0
+    routes: tuple[PodRoute, ...] = ()
+    """Empty and 0: as it follows from the address, as all pods of the node, and only the default one."""
 
 
 class Attachments:
     """``announce``: all host numbers of this node, after each change; raises ValueError when a record is full.
-    ``owner_of``: name of another node that announces a number, None where nobody does. ``addresses`` None: by hand."""
+    ``owner_of``: name of another node that announces a number, None where nobody does. ``until_sent``: waits a little
+    until other nodes were told a number and a MAC that does not follow from it. ``addresses`` None: by hand."""
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
                  announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None],
-                 addresses: Addresses | None = None) -> None:
+                 until_sent: Callable[[int, bytes], Awaitable[None]], addresses: Addresses | None = None) -> None:
         self._settings = settings
         self._host = host
         self._store = store
         self._addresses: Addresses = addresses or ByHand(in_writer)
         self._announce = announce
         self._owner_of = owner_of
+        self._until_sent = until_sent
+        self._exceptions: dict[tuple[str, str], tuple[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
         self._attached: dict[tuple[str, str], Attached] = {}
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -97,6 +105,7 @@ class Attachments:
             key = (attachment.container, attachment.ifname)
             if key in ports:
                 self._held[key] = _on_port(attachment, ports[key])
+                self._except(key, attachment)
             else:
                 gone.append(key)
         await asyncio.gather(*(self._forget(key) for key in gone))  # side by side: they share commits
@@ -109,6 +118,10 @@ class Attachments:
     def numbers(self) -> list[int]:
         return sorted(number for attachment in self._held.values() for number in attachment.numbers)
 
+    def exceptions(self) -> dict[int, bytes]:
+        """Numbers whose MAC was asked for, and it: other nodes must be told."""
+        return dict(self._exceptions.values())
+
     def get(self, container: str, ifname: str) -> Attachment | None:
         return self._held.get((container, ifname))
 
@@ -116,9 +129,10 @@ class Attachments:
         """What the kernel said of it as it was wired; None for one that was taken over."""
         return self._attached.get((container, ifname))
 
-    def plan(self, attachment: Attachment) -> PodPlan:
-        """As it was carried out, with the port name it really got."""
-        return replace(self._plan_of(attachment), port=attachment.host_ifname)
+    def plan(self, attachment: Attachment, mtu: int = 0, routes: Iterable[PodRoute] = ()) -> PodPlan:
+        """As it was carried out, with the port name it really got; MTU and routes are not on record, who asks knows
+        what was asked for."""
+        return replace(self._plan_of(attachment, mtu, routes), port=attachment.host_ifname)
 
     # -- attach ----------------------------------------------------------------------------------------------------
 
@@ -160,7 +174,8 @@ class Attachments:
         length = self._settings.subnet_len or self._settings.universe_v4.prefixlen
         address = wish.address or IPv4Interface((number, length))
         try:
-            plan = self._plan(wish.container, wish.ifname, address)
+            self._refuse_mac(number, wish.mac)
+            plan = self._plan(wish.container, wish.ifname, address, wish.mac, wish.mtu, wish.routes)
             attachment = Attachment(wish.container, wish.ifname, (number,), address.network.prefixlen,
                                     wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac),
                                     wish.network)
@@ -168,6 +183,7 @@ class Attachments:
             await asyncio.shield(self._addresses.give_back(Holder(*key), but=before))
             raise
         await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before)
+        self._except(key, attachment)
         try:
             attached, mended = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns)
         except BaseException:
@@ -183,13 +199,31 @@ class Attachments:
                 f"{address.ip} cannot be announced: this node announces as many single addresses as it may; "
                 f"detach pods that are no longer needed"
             ) from None
-        return self._held[key]
+        held = self._held[key]
+        if key in self._exceptions:
+            await self._until_sent(*self._exceptions[key])
+        return held
+
+    def _except(self, key: tuple[str, str], attachment: Attachment) -> None:
+        number = attachment.numbers[0]
+        if attachment.mac != mac_of(number):
+            self._exceptions[key] = number, attachment.mac
+
+    def _refuse_mac(self, number: int, mac: str) -> None:
+        """A MAC that follows from an address is its; and no two pods have one."""
+        wanted = _mac_bytes(mac)
+        derived = wanted.startswith(DERIVED_MAC_PREFIX) and wanted != mac_of(number)
+        if derived or wanted in self.exceptions().values():
+            owner = "another address" if derived else "another pod"
+            raise MacTakenError(f"MAC {mac} belongs to {owner}: ask for another one, or for none "
+                                f"({IPv4Address(number)} then has {mac_text(mac_of(number))})")
 
     def _note(self, mended: list[str]) -> None:
         self.mended = (self.mended + mended)[-16:]
 
     async def _forget(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         self._held.pop(key, None)
+        self._exceptions.pop(key, None)
         self._attached.pop(key, None)
         await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key), but)
 
@@ -219,16 +253,18 @@ class Attachments:
         guard = self._plan_of(attachment).guard
         return PortGuard(attachment.host_ifname, guard.mac, guard.ipv4, guard.ipv6, guard.station)
 
-    def _plan_of(self, attachment: Attachment) -> PodPlan:
+    def _plan_of(self, attachment: Attachment, mtu: int = 0, routes: Iterable[PodRoute] = ()) -> PodPlan:
         address = IPv4Interface((attachment.numbers[0], attachment.prefix_len))
-        return self._plan(attachment.container, attachment.ifname, address)
+        return self._plan(attachment.container, attachment.ifname, address, mac_text(attachment.mac), mtu, routes)
 
-    def _plan(self, container: str, ifname: str, address: IPv4Interface) -> PodPlan:
+    def _plan(self, container: str, ifname: str, address: IPv4Interface, mac: str = "", mtu: int = 0,
+              routes: Iterable[PodRoute] = ()) -> PodPlan:
         settings = self._settings
         return pod_plan(
             attachment=container, ifname=ifname, address=address, universe_v4=settings.universe_v4,
             universe_v6=settings.universe_v6, bridge=settings.bridge.name, bridge_address=settings.bridge_address,
-            mtu=settings.mtu, default_ipv6=settings.default_ipv6, hairpin=settings.hairpin(), refuse=settings.refuse,
+            mtu=mtu or settings.mtu, mac=mac, routes=routes, default_ipv6=settings.default_ipv6,
+            hairpin=settings.hairpin(), refuse=settings.refuse,
         )
 
 

@@ -17,12 +17,14 @@ from weave_router.limits import (
     CNI_ALIVE_SECONDS,
     CNI_JOURNAL_ENTRIES_MAX,
     CNI_JOURNAL_TEMPORARY_SECONDS,
+    EXCEPTION_SENT_SECONDS,
     HANDOVER_REQUEST_BYTES,
 )
 
 _log = logging.getLogger(__name__)
 JOURNAL: Final = "cni-journal"
 ALIVE: Final = "alive"
+_SENT_POLL_SECONDS: Final = 0.02
 
 
 class Files:
@@ -103,6 +105,14 @@ def make_journal(path: Path) -> None:
             os.close(folder)
     except OSError as error:
         raise UserError(f"cannot make the journal {path}: {error.strerror}; is the state dir writable?") from None
+
+
+async def until_sent(is_sent: Callable[[], bool]) -> None:
+    """What an ADD waits for; not for ever: records go out in bursts, and a late one is no failure."""
+    for _ in range(int(EXCEPTION_SENT_SECONDS / _SENT_POLL_SECONDS)):
+        if is_sent():
+            return
+        await asyncio.sleep(_SENT_POLL_SECONDS)
 
 
 def inode_of(descriptor: int) -> int:

@@ -13,11 +13,13 @@ from weakref import WeakValueDictionary
 
 from weave_router.cni import verbs
 from weave_router.cni.attachments import Attachments, PodSettings, Wish
-from weave_router.cni.verbs import CniError, Code, Key, Wired
+from weave_router.cni.codes import CniError, Code
+from weave_router.cni.verbs import Key, Wired
 from weave_router.errors import BadPacket, UserError
 from weave_router.host import handover
 from weave_router.host.driver import Host
 from weave_router.host.handover_driver import Request as Handover
+from weave_router.limits import POD_MTU_MIN
 from weave_router.store import Attachment
 
 _log = logging.getLogger(__name__)
@@ -90,32 +92,35 @@ class CniService:
         if self._settings.bridge_address is None:
             raise CniError(Code.TRY_LATER, "this node has no overlay address yet: see `weave-router status ipam`")
         address = verbs.wanted_address(wanted, self._settings.universe_v4, self._number_of)
-        self._check_mac(wanted, address)
+        self._check_wishes(wanted)
         await self._settle(wanted)
         lock = self._lock(wanted.key)
         async with lock:
             await self._make_room(wanted, inode, address, request)
-            wish = Wish(wanted.container, wanted.ifname, address, inode, request.netlink, request.netns, wanted.network)
+            wish = Wish(wanted.container, wanted.ifname, address, inode, request.netlink, request.netns, wanted.network,
+                        wanted.mac, wanted.mtu, wanted.routes)
             known = self._attachments.get(*wanted.key) is not None
             held = await self._attachments.attach(wish)
             self._own(wanted.key, request, known)
-            return verbs.result(wanted, await self._wired(held, request, known))
+            return verbs.result(wanted, await self._wired(held, wanted, request, known))
 
     def _inode(self, request: Handover) -> int:
         if request.netns < 0:
             raise CniError(Code.BAD_ENVIRONMENT, "CNI_NETNS: no namespace came with the request")
         return self._inode_of(request.netns)
 
-    def _check_mac(self, wanted: verbs.Request, address: IPv4Interface | None) -> None:
-        if wanted.mac and address is None:
-            raise CniError(Code.UNSUPPORTED_FIELD, "a MAC was asked for and no address (MAC, \"mac\"): it follows from "
-                                                   "the address; ask for both or none")
-        if address is None:
-            return
-        mac = "0a:58:" + address.ip.packed.hex(":")
-        if wanted.mac and wanted.mac.lower() != mac:
-            raise CniError(Code.UNSUPPORTED_FIELD, f"the MAC of {address.ip} is {mac}: it follows from the address; "
-                                                   "do not ask for another one (MAC, \"mac\")")
+    def _check_wishes(self, wanted: verbs.Request) -> None:
+        """What this node cannot give, before anything is done."""
+        settings = self._settings
+        if wanted.mtu and not POD_MTU_MIN <= wanted.mtu <= settings.mtu:
+            raise CniError(Code.BAD_CONFIG, f"\"mtu\" {wanted.mtu} should be from {POD_MTU_MIN} to {settings.mtu}, the "
+                                            "router's (`weave-router launch --mtu`)")
+        for route in wanted.routes:
+            if route.to.version == 6 and settings.universe_v6 is None:
+                raise CniError(Code.BAD_CONFIG, f"no route to {route.to}: pods of this node have no IPv6 (--ipv6)")
+            if route.gateway is not None and self._number_of(route.gateway) is None:
+                raise CniError(Code.BAD_CONFIG, f"\"gw\" {route.gateway} of the route to {route.to} is not inside the "
+                                                f"range {settings.universe_v4} (or its IPv6 twin): no pod reaches it")
 
     async def _make_room(self, wanted: verbs.Request, inode: int, address: IPv4Interface | None,
                          request: Handover) -> None:
@@ -127,7 +132,8 @@ class CniService:
             by = f"network {held.network}" if held.network else "`weave-router attach`"
             raise CniError(Code.BAD_ENVIRONMENT, f"CNI_IFNAME {wanted.ifname} of this container was made by {by}")
         same = held.netns_inode == inode and (address is None or held.numbers[0] == int(address.ip))
-        if same and not (await self._seen(held, request)).problems:
+        same = same and wanted.mac in ("", held.mac.hex(":"))
+        if same and not (await self._seen(held, wanted, request)).problems:
             return
         await self._attachments.detach(*wanted.key)
 
@@ -144,18 +150,19 @@ class CniService:
                 del self._owners[key]
                 await self._attachments.detach(*key)
 
-    async def _seen(self, held: Attachment, request: Handover) -> Any:
-        return await self._host.look(self._attachments.plan(held), request.netlink)
+    async def _seen(self, held: Attachment, wanted: verbs.Request, request: Handover) -> Any:
+        return await self._host.look(self._attachments.plan(held, wanted.mtu, wanted.routes), request.netlink)
 
-    async def _wired(self, held: Attachment, request: Handover, known: bool) -> Wired:
+    async def _wired(self, held: Attachment, wanted: verbs.Request, request: Handover, known: bool) -> Wired:
         """A pod that was wired this moment stands as it was; another is looked at."""
-        plan = self._attachments.plan(held)
+        plan = self._attachments.plan(held, wanted.mtu, wanted.routes)
         attached = None if known else self._attachments.attached(held.container, held.ifname)
-        seen = attached or await self._seen(held, request)
+        seen = attached or await self._seen(held, wanted, request)
         assert plan.gateway_ipv4 is not None
         return Wired(
             plan.bridge, seen.bridge_mac, plan.port, seen.port_mac, plan.mac, plan.mtu, plan.ipv4, plan.ipv6,
             plan.gateway_ipv4, seen.default_v4, str(plan.gateway_ipv6) if seen.default_v6 else "",
+            plan.routes,
         )  # fmt: skip
 
     # -- DEL -------------------------------------------------------------------------------------------------------
@@ -179,7 +186,7 @@ class CniService:
             held = self._attachments.get(*wanted.key)
             if held is None or held.network != wanted.network:
                 raise CniError(Code.UNKNOWN_CONTAINER, f"{wanted.container} {wanted.ifname} is not attached here")
-            problems = list((await self._seen(held, request)).problems)
+            problems = list((await self._seen(held, wanted, request)).problems)
             address = str(self._attachments.plan(held).ipv4)
         if held.netns_inode != inode:
             problems.insert(0, "CNI_NETNS is another namespace than at the ADD")
@@ -192,12 +199,15 @@ class CniService:
     # -- GC --------------------------------------------------------------------------------------------------------
 
     async def _collect(self, wanted: verbs.Request) -> dict[str, Any]:
-        """Made under this network's name, not listed, and its port is gone: the kernel took it with the namespace."""
+        """Made under this network's name, not listed, and its namespace is gone: the kernel took the port with it, and
+        no process or mount shows its inode. Attachments of another boot were released at the start."""
         await self.drain()
-        standing = await self._host.ports()
+        standing, namespaces = await self._host.ports(), await self._host.namespaces()
         for held in self._attachments.all():
             key = (held.container, held.ifname)
-            if held.network != wanted.network or key in wanted.valid or held.host_ifname in standing:
+            if held.network != wanted.network or key in wanted.valid:
+                continue
+            if held.host_ifname in standing or held.netns_inode in namespaces:
                 continue
             lock = self._lock(key)
             async with lock:

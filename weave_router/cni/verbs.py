@@ -6,16 +6,18 @@ request comes from outside: bounded, typed, duplicates refused. Knows no attachm
 
 import json
 import re
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, ip_interface
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from weave_router.cni.addresses import NoAddressError
+from weave_router.cni import wishes
+from weave_router.cni.addresses import MacTakenError, NoAddressError
+from weave_router.cni.codes import CniError, Code
 from weave_router.errors import BadPacket, UsageError, UserError
+from weave_router.host.pod import PodRoute
 from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNowError
 from weave_router.limits import CNI_CONTAINER_ID_MAX, CNI_GC_MAX, CNI_NESTING_MAX
 
@@ -26,33 +28,8 @@ Key = tuple[str, str]
 """(container id, interface name)"""
 
 
-class Code(IntEnum):
-    """The specification's, and from 100 on our own."""
-
-    INCOMPATIBLE_VERSION = 1
-    UNSUPPORTED_FIELD = 2
-    UNKNOWN_CONTAINER = 3
-    BAD_ENVIRONMENT = 4
-    IO_FAILURE = 5
-    UNDECODABLE = 6
-    BAD_CONFIG = 7
-    TRY_LATER = 11
-    NOT_AS_MADE = 100
-    NO_ADDRESS = 101
-    ADDRESS_REFUSED = 102
-    WIRING_FAILED = 103
-
-
-class CniError(UserError):
-    """What the runtime is told instead of a result."""
-
-    def __init__(self, code: Code, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
-
-
-def error_reply(error: CniError, version: str = VERSIONS[-1]) -> dict[str, Any]:
-    return {"cniVersion": version, "code": int(error.code), "msg": str(error)}
+def error_reply(error: CniError, version: str = "") -> dict[str, Any]:
+    return {"cniVersion": version or error.version or VERSIONS[-1], "code": int(error.code), "msg": str(error)}
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
@@ -60,7 +37,8 @@ def error_reply(error: CniError, version: str = VERSIONS[-1]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Request:
-    """One verb. ``wanted``: addresses asked for; ``valid``: what a GC spares; ``inode`` 0: no namespace was there."""
+    """One verb. ``wanted``: addresses asked for; ``valid``: what a GC spares; ``inode`` 0: no namespace was there;
+    ``mtu`` 0: the router's."""
 
     verb: Verb
     version: str
@@ -72,6 +50,8 @@ class Request:
     boot_id: str = ""
     wanted: tuple[str, ...] = ()
     mac: str = ""
+    mtu: int = 0
+    routes: tuple[PodRoute, ...] = ()
     dns: dict[str, Any] | None = None
     previous: dict[str, Any] | None = None
     valid: frozenset[Key] = frozenset()
@@ -81,7 +61,7 @@ class Request:
         return self.container, self.ifname
 
 
-_Text = Annotated[str, Meta(max_length=4096)]
+_Text = wishes.Text
 
 
 class _Relayed(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,7 +121,7 @@ class _Config(msgspec.Struct):
     )
     ipam: dict[str, Any] | None = None
     mtu: int | None = None
-    routes: list[Any] | None = None
+    routes: wishes.Routes | None = None
 
 
 _CONTAINER = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{CNI_CONTAINER_ID_MAX - 1}}}")
@@ -165,6 +145,14 @@ def _request(relayed: _Relayed) -> Request:
     config = _config(relayed.config)
     if config.version not in VERSIONS:
         raise CniError(Code.INCOMPATIBLE_VERSION, f"cniVersion {config.version[:32]!r} is none of {VERSIONS}")
+    try:
+        return _of_version(relayed, config)
+    except CniError as error:
+        error.version = config.version
+        raise
+
+
+def _of_version(relayed: _Relayed, config: _Config) -> Request:
     if VERSIONS.index(config.version) < VERSIONS.index(_SINCE[relayed.command]):
         raise CniError(Code.INCOMPATIBLE_VERSION, f"there is no {relayed.command} in version {config.version}")
     if not _NETWORK.fullmatch(config.name):
@@ -185,25 +173,30 @@ def _check_pod(relayed: _Relayed) -> None:
 
 
 def _pod_request(relayed: _Relayed, config: _Config) -> Request:
-    arguments = _arguments(relayed.args)
-    named, runtime = (config.args and config.args.cni) or _Cni(), config.runtime or _Cni()
-    wanted = runtime.ips or named.ips or tuple(arguments.get("IP", "").replace(",", " ").split())
-    if relayed.command == "ADD":
-        _check_supported(config)
-    return Request(
+    request = Request(
         relayed.command, config.version, config.name, relayed.container, relayed.ifname,
-        _bytes_of(relayed.netns).decode(errors="replace"), relayed.netns_inode, relayed.boot_id, wanted,
-        runtime.mac or named.mac or arguments.get("MAC", ""),
-        None if config.dns is None else msgspec.to_builtins(config.dns), _previous(config),
+        _bytes_of(relayed.netns).decode(errors="replace"), relayed.netns_inode, relayed.boot_id,
+        dns=None if config.dns is None else msgspec.to_builtins(config.dns), previous=_previous(config),
     )  # fmt: skip
+    if relayed.command == "DEL":  # what it takes away is on record
+        return request
+    arguments, ipam = _arguments(relayed.args), _ipam(config)
+    named, runtime = (config.args and config.args.cni) or _Cni(), config.runtime or _Cni()
+    return replace(
+        request,
+        wanted=runtime.ips or named.ips or tuple(arguments.get("IP", "").replace(",", " ").split()) or ipam.ips or (),
+        mac=wishes.mac_of(runtime.mac or named.mac or arguments.get("MAC", "")),
+        mtu=config.mtu or 0,
+        routes=wishes.routes_of((config.routes or ()) + (ipam.routes or ())),
+    )
 
 
-def _check_supported(config: _Config) -> None:
-    """What would be ignored in silence otherwise."""
-    for name, value in (("ipam", config.ipam), ("mtu", config.mtu), ("routes", config.routes)):
-        if value:
-            raise CniError(Code.UNSUPPORTED_FIELD, f"\"{name}\" is not supported: addresses, routes and MTU are the "
-                                                   f"router's (`weave-router launch --help`); remove \"{name}\"")
+def _ipam(config: _Config) -> wishes.Ipam:
+    wishes.check_ipam(config.ipam or {})
+    try:
+        return msgspec.convert(config.ipam or {}, wishes.Ipam)
+    except msgspec.ValidationError as error:
+        raise CniError(Code.UNDECODABLE, f"the network configuration: ipam: {error}") from None
 
 
 def _previous(config: _Config) -> dict[str, Any] | None:
@@ -295,6 +288,7 @@ _CODES: Final[dict[type[UserError], Code]] = {
     ExhaustedError: Code.NO_ADDRESS,
     NoAddressError: Code.NO_ADDRESS,
     AddressTakenError: Code.ADDRESS_REFUSED,
+    MacTakenError: Code.ADDRESS_REFUSED,
 }
 
 
@@ -326,6 +320,7 @@ class Wired:
     gateway: IPv4Address
     default_v4: bool = True
     gateway_v6: str = ""
+    routes: tuple[PodRoute, ...] = ()
 
 
 def result(request: Request, wired: Wired) -> dict[str, Any]:
@@ -361,7 +356,8 @@ def _ips(version: str, wired: Wired, inside: int) -> list[dict[str, Any]]:
 
 def _routes(wired: Wired) -> list[dict[str, str]]:
     routes = [{"dst": "0.0.0.0/0", "gw": str(wired.gateway)}] if wired.default_v4 else []
-    return routes + ([{"dst": "::/0", "gw": wired.gateway_v6}] if wired.gateway_v6 else [])
+    routes += [{"dst": "::/0", "gw": wired.gateway_v6}] if wired.gateway_v6 else []
+    return routes + [{"dst": str(route.to), "gw": str(route.gateway)} for route in wired.routes]
 
 
 def addresses_of(result: dict[str, Any] | None) -> set[str]:

@@ -26,7 +26,7 @@ def conflist(
 ) -> bytes:
     """``versions``: what each chained plugin speaks, None where its executable is missing: it is left out, because a
     missing plugin fails every ADD. ``cniVersions`` only where all speak the newer one: libcni takes the highest."""
-    ours = {"type": TYPE, "socket": socket, "journal": journal, "capabilities": {"ips": True}}
+    ours = {"type": TYPE, "socket": socket, "journal": journal, "capabilities": {"ips": True, "mac": True}}
     standing = [name for name in chain if versions.get(name) is not None]
     value: dict[str, Any] = {"cniVersion": BASE_VERSION}
     if all(NEWER_VERSION in (versions[name] or ()) for name in standing):

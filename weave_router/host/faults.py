@@ -75,7 +75,7 @@ class Fault(Enum):
         "cannot attach {link}: the pod already has an interface of this name (EEXIST); "
         "detach it first, or take another --ifname"
     )
-    POD_ROUTE = "cannot set the {family} default route of {link} by {gateway}: {errno}; {way_out}"
+    POD_ROUTE = "cannot set the {route} of {link} by {gateway}: {errno}; {way_out}"
     POD_NO_CARRIER = (
         "port {link} did not come up within {seconds} s; "
         "see `ip -d link show {link}` and whether something took the pod's namespace away"

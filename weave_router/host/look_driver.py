@@ -5,12 +5,13 @@ for cni/ (CHECK, a repeated ADD, the result of an ADD).
 """
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6
 from typing import Any
 
 from weave_router.host import pod_driver
 from weave_router.host.netlink_driver import Link, Netlink, addresses, explain, find
-from weave_router.host.pod import PodPlan
+from weave_router.host.pod import DEFAULT_V4, DEFAULT_V6, PodPlan
 
 _MAIN_TABLE = 254
 
@@ -33,9 +34,9 @@ def look(ipr: Netlink, pod: Netlink, plan: PodPlan) -> Seen:
         tuple(problems),
         port.mac if port else "",
         bridge.mac if bridge else "",
-        inside is not None and _is_default(pod, inside, AF_INET, str(plan.gateway_ipv4)),
+        inside is not None and _is_routed(pod, inside, DEFAULT_V4, str(plan.gateway_ipv4)),
         inside is not None and plan.gateway_ipv6 is not None
-        and _is_default(pod, inside, AF_INET6, str(plan.gateway_ipv6)),
+        and _is_routed(pod, inside, DEFAULT_V6, str(plan.gateway_ipv6)),
     )  # fmt: skip
 
 
@@ -48,19 +49,24 @@ def _inside(pod: Netlink, plan: PodPlan, inside: Link | None) -> list[str]:
         f"the MAC of {plan.ifname} is {inside.mac} instead of {plan.mac}": inside.mac == plan.mac,
         f"{plan.ifname} has lost its address {plan.ipv4}": str(plan.ipv4) in present,
     }
+    for route in plan.routes:
+        words = f"{plan.ifname} has lost its route to {route.to} by {route.gateway}"
+        checks[words] = _is_routed(pod, inside, route.to, str(route.gateway))
     if plan.ipv6 is not None and any(":" in address for address in present):  # a pod may have no IPv6 at all
         checks[f"{plan.ifname} has lost its address {plan.ipv6}"] = str(plan.ipv6) in present
     return [problem for problem, well in checks.items() if not well]
 
 
-def _is_default(pod: Netlink, inside: Link, family: int, gateway: str) -> bool:
+def _is_routed(pod: Netlink, inside: Link, to: IPv4Network | IPv6Network, gateway: str) -> bool:
+    family = AF_INET if to.version == 4 else AF_INET6
     with explain("list the routes of", inside.name):
-        return any(_leads_by(route, inside, gateway) for route in pod.get_routes(family=family, table=_MAIN_TABLE))
+        return any(_leads_by(route, inside, to, gateway) for route in pod.get_routes(family=family, table=_MAIN_TABLE))
 
 
-def _leads_by(route: Any, inside: Link, gateway: str) -> bool:
+def _leads_by(route: Any, inside: Link, to: IPv4Network | IPv6Network, gateway: str) -> bool:
     return (
-        route["dst_len"] == 0
+        route["dst_len"] == to.prefixlen
+        and (not to.prefixlen or route.get_attr("RTA_DST") == str(to.network_address))
         and route.get_attr("RTA_OIF") == inside.index
         and str(route.get_attr("RTA_GATEWAY")) == gateway
     )

@@ -4,9 +4,10 @@ The caller chose the addresses (ipam/, or the operator). An IPv6 address and the
 host number. Called by the attach handlers of the composition root and cni/.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import Final
+from typing import Final, cast
 
 from weave_router.host.bridge import gso_max_size, link_local_of
 from weave_router.host.faults import Fault, HostError
@@ -16,7 +17,17 @@ from weave_router.ipam.number import mac_of, mac_text
 from weave_router.limits import POD_MTU_MAX, POD_MTU_MIN
 
 ALIAS_PREFIX: Final = "weave-router "
+DEFAULT_V4: Final = IPv4Network("0.0.0.0/0")
+DEFAULT_V6: Final = IPv6Network("::/0")
 _ALIAS_MAX: Final = 255  # IFALIASZ - 1
+
+
+@dataclass(frozen=True)
+class PodRoute:
+    """One more route of a pod. ``gateway`` None: the bridge."""
+
+    to: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class PodPlan:
     hairpin: bool = False
     station: bool = False
     refuse: frozenset[str] = frozenset()
+    routes: tuple[PodRoute, ...] = ()
+    """Beside the default ones; each with its gateway."""
 
     @property
     def alias(self) -> str:
@@ -84,8 +97,11 @@ def pod_plan(
     hairpin: bool = False,
     station: bool = False,
     refuse: frozenset[str] = frozenset(),
+    mac: str = "",
+    routes: Iterable[PodRoute] = (),
 ) -> PodPlan:
-    """Derive everything from the address. ``default_ipv6``: the host itself has an IPv6 default route."""
+    """Derive everything from the address. ``default_ipv6``: the host itself has an IPv6 default route; ``mac``: another
+    one than the derived. A default route among ``routes`` says by whom; it takes the place of ours."""
     check_ifname(ifname, "--ifname")
     if address.ip not in universe_v4:
         raise HostError(Fault.POD_ADDRESS, link=ifname, address=address.ip, universe=universe_v4)
@@ -94,22 +110,28 @@ def pod_plan(
         raise HostError(Fault.BRIDGE_NO_NUMBER, link=bridge)
     number = int(address.ip)
     ipv6 = universe_v6[number] if universe_v6 is not None else None
-    gateway_ipv6 = universe_v6[int(bridge_address)] if universe_v6 is not None and default_ipv6 else None
+    bridge_ipv6 = universe_v6[int(bridge_address)] if universe_v6 is not None else None
+    by: dict[IPv4Network | IPv6Network, IPv4Address | IPv6Address | None] = {DEFAULT_V4: bridge_address}
+    by[DEFAULT_V6] = bridge_ipv6 if default_ipv6 else None
+    for route in routes:
+        by[route.to] = route.gateway or (bridge_address if route.to.version == 4 else bridge_ipv6)
+    gateway_ipv4, gateway_ipv6 = by.pop(DEFAULT_V4), by.pop(DEFAULT_V6)
     return PodPlan(
         attachment=attachment,
         ifname=ifname,
         port=port_name(attachment, ifname),
         bridge=bridge,
-        mac=mac_text(mac_of(number)),
+        mac=mac or mac_text(mac_of(number)),
         mtu=mtu,
         gso_max_size=gso_max_size(mtu),
         ipv4=address,
         ipv6=IPv6Interface((ipv6, 96)) if ipv6 is not None else None,
-        gateway_ipv4=bridge_address,
-        gateway_ipv6=gateway_ipv6,
+        gateway_ipv4=cast(IPv4Address, gateway_ipv4),
+        gateway_ipv6=cast(IPv6Address | None, gateway_ipv6),
         hairpin=hairpin,
         station=station,
         refuse=refuse,
+        routes=tuple(PodRoute(to, gateway) for to, gateway in by.items()),
     )
 
 

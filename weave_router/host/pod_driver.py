@@ -30,7 +30,7 @@ from weave_router.host.netlink_driver import (
     need,
 )
 from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import ALIAS_PREFIX, Attached, PodPlan, read_alias
+from weave_router.host.pod import ALIAS_PREFIX, DEFAULT_V4, DEFAULT_V6, Attached, PodPlan, read_alias
 from weave_router.host.rtnl import Message
 from weave_router.host.rtnl_driver import Rtnl
 from weave_router.limits import PORT_NAME_TRIES, PORT_UP_SECONDS
@@ -195,8 +195,13 @@ def _configure_pod(pod: Rtnl, plan: PodPlan) -> tuple[Link, tuple[bool, bool]]:
     if plan.ipv6 is not None:
         steps.append((f"add address {plan.ipv6} to", rtnl_messages.address_new(index, plan.ipv6, _IFA_F_NODAD)))
     _carry_out(plan.ifname, pod, *steps, ("bring up", rtnl_messages.link_up(index)))
-    return inside, (_route(pod, plan, index, IPv4Network("0.0.0.0/0"), plan.gateway_ipv4),
-                    _route(pod, plan, index, IPv6Network("::/0"), plan.gateway_ipv6))  # fmt: skip
+    ours = (_route(pod, plan, index, DEFAULT_V4, plan.gateway_ipv4),
+            _route(pod, plan, index, DEFAULT_V6, plan.gateway_ipv6))  # fmt: skip
+    for route in plan.routes:
+        if not _route(pod, plan, index, route.to, route.gateway):
+            words = {"route": f"route to {route.to}", "gateway": route.gateway, "way_out": "the pod has such a route"}
+            raise HostError(Fault.POD_ROUTE, link=plan.ifname, errno=EEXIST, **words)
+    return inside, ours
 
 
 def _tolerate(plan: PodPlan, operation: str, rtnl: Rtnl, message: Message, codes: tuple[int, ...]) -> bool:
@@ -213,7 +218,7 @@ def _route(pod: Rtnl, plan: PodPlan, index: int, to: IPv4Network | IPv6Network,
         return False
     (code,) = pod.run(rtnl_messages.route_new(index, to, gateway))
     if code not in (0, EEXIST):
-        words = {"family": f"IPv{to.version}", "gateway": gateway}
+        words = {"route": f"route to {to}" if to.prefixlen else f"IPv{to.version} default route", "gateway": gateway}
         raise HostError(Fault.POD_ROUTE, link=plan.ifname, errno=code, **words)
     return code == 0
 

@@ -164,6 +164,10 @@ class Mesh:
         ordered = tuple(sorted(prefixes, key=lambda prefix: (prefix.number, prefix.prefix_len)))
         self._change(now, urgent=True, prefixes=ordered)
 
+    def announces(self, number: int, mac: bytes) -> bool:
+        """Whether the record that was sent last says so of this one number."""
+        return Prefix(number, 32, mac) in self.replica.own.signed.record.prefixes
+
     def set_groups(self, macs: Iterable[bytes], now: float) -> None:
         """Joined multicast groups; more than a record holds makes this node ask for every flooded frame."""
         groups = tuple(sorted(set(macs)))

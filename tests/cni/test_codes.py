@@ -1,0 +1,258 @@
+"""Every error code with its message, and every result, in every version: the service on a host of dictionaries.
+
+No kernel: what each verb does to one is in test_router.py. The executable's own codes (5, 50) are asked of itself.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cni import spec
+from cni.shim import VERSIONS, Shim, installed
+
+from weave_router import limits
+from weave_router.cni import cni_driver
+from weave_router.cni.addresses import Addresses, ByHand
+from weave_router.cni.attachments import Attachments, PodSettings
+from weave_router.cni.codes import Code
+from weave_router.cni.service import CniService
+from weave_router.host.bridge import BridgePlan
+from weave_router.host.faults import Fault, HostError
+from weave_router.host.handover_driver import Request
+from weave_router.host.look_driver import Seen
+from weave_router.host.pod import Attached, PodPlan
+from weave_router.ipam.allocator import ExhaustedError, Holder, NotNowError
+from weave_router.store import Attachment
+
+UNIVERSE, TWIN = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
+INODE = 4026531000
+
+
+class World:
+    """A node's store, host and neighbours."""
+
+    def __init__(self, *, bridge: str = "10.32.0.1", addresses: Addresses | None = None) -> None:
+        self.rows: dict[tuple[str, str], Attachment] = {}
+        self.wired: dict[str, PodPlan] = {}
+        self.spaces = {INODE}
+        self.problems: tuple[str, ...] = ()
+        self.fault: HostError | None = None
+        self.waited_for: list[tuple[int, bytes]] = []
+        address = IPv4Address(bridge) if bridge else None
+        settings = PodSettings(UNIVERSE, TWIN, BridgePlan("weave", "weave-tap", 1368, None, ()), address, 1368, "boot",
+                               default_ipv6=True)
+        self.attachments = Attachments(
+            settings, host=self, store=self, in_writer=self.in_writer, announce=lambda numbers: None,
+            owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, until_sent=self.until_sent, addresses=addresses)
+        self.service = CniService(settings, self.attachments, self, self, lambda fd: fd, self.number_of)
+
+    async def in_writer(self, work: Callable[[], object]) -> object:
+        return work()
+
+    async def until_sent(self, number: int, mac: bytes) -> None:
+        self.waited_for.append((number, mac))
+
+    def number_of(self, address: Any) -> int | None:
+        return int(address) & 0xFFFFFFFF if address in UNIVERSE or address in TWIN else None
+
+    # the store
+    def attachment_put(self, attachment: Attachment) -> None:
+        self.rows[attachment.container, attachment.ifname] = attachment
+
+    def attachment_delete(self, container: str, ifname: str) -> None:
+        del self.rows[container, ifname]
+
+    # the journal
+    def entries(self) -> Iterable[tuple[str, bytes]]:
+        return ()
+
+    # the host
+    async def attach(self, plan: PodPlan, *_: Any) -> tuple[Attached, list[str]]:
+        if self.fault:
+            raise self.fault
+        self.wired[plan.port] = plan
+        return Attached(plan.port, 5, 2, plan.mac, plan.ipv4, plan.ipv6, "02:00:00:00:00:01", "0a:58:0a:20:00:01",
+                        True, plan.gateway_ipv6 is not None), []
+
+    async def detach(self, guard: Any) -> bool:
+        return self.wired.pop(guard.port, None) is not None
+
+    async def look(self, plan: PodPlan, netlink: int) -> Seen:
+        return Seen(self.problems, "02:00:00:00:00:01", "0a:58:0a:20:00:01", True, True)
+
+    async def ports(self) -> set[str]:
+        return set(self.wired)
+
+    async def namespaces(self) -> set[int]:
+        return self.spaces
+
+    def ask(self, verb: str, container: str = "c1", version: str = "1.1.0", *, args: str = "IP=10.32.0.5",
+            inode: int = INODE, raw: str | None = None, ifname: str = "eth0", **config: Any) -> dict[str, Any]:
+        text = raw or json.dumps({"cniVersion": version, "name": "weave", **config})
+        body = {"command": verb, "config": text, "container": container, "ifname": ifname, "args": args,
+                "netns": "/run/netns/x", "netns_inode": max(inode, 0), "boot_id": "boot"}  # fmt: skip
+        return asyncio.run(self.service.handle(Request({"cni": body}, -1, inode)))
+
+
+class Refusing(ByHand):
+    """An IPAM that says no."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(lambda work: asyncio.sleep(0, work()))
+        self._error = error
+
+    async def pick(self, holder: Holder, wanted: int | None) -> int:
+        raise self._error
+
+
+def attached(world: World, **more: Any) -> World:
+    assert "code" not in world.ask("ADD", **more)
+    return world
+
+
+def broken(world: World, **fields: Any) -> World:
+    for name, value in fields.items():
+        setattr(world, name, value)
+    return world
+
+
+Case = tuple[Code, str, Callable[[], World], dict[str, Any]]
+CASES: list[Case] = [
+    (Code.INCOMPATIBLE_VERSION, "cniVersion '9.0.0' is none of", World, {"raw": '{"cniVersion":"9.0.0","name":"w"}'}),
+    (Code.UNSUPPORTED_FIELD, "'host-local'", World, {"ipam": {"type": "host-local"}}),
+    (Code.UNKNOWN_CONTAINER, "c1 eth0 is not attached here", World, {"verb": "CHECK"}),
+    (Code.BAD_ENVIRONMENT, "CNI_CONTAINERID '/'", World, {"container": "/"}),
+    (Code.BAD_ENVIRONMENT, "CNI_NETNS", World, {"inode": -1}),
+    (Code.BAD_ENVIRONMENT, "made by network weave", lambda: attached(World()), {"name": "other"}),
+    (Code.UNDECODABLE, "is not JSON", World, {"raw": "{"}),
+    (Code.UNDECODABLE, "'a' stands twice", World, {"raw": '{"cniVersion":"1.1.0","a":1,"a":2}'}),
+    (Code.BAD_CONFIG, '"name"', World, {"name": ""}),
+    (Code.BAD_CONFIG, '"mtu" 1369 should be from 1280 to 1368', World, {"mtu": 1369}),
+    (Code.BAD_CONFIG, '"gw" 192.0.2.1', World, {"routes": [{"dst": "192.0.2.0/24", "gw": "192.0.2.1"}]}),
+    (Code.TRY_LATER, "no overlay address yet", lambda: World(bridge=""), {}),
+    (Code.TRY_LATER, "wait a little", lambda: World(addresses=Refusing(NotNowError("wait a little"))), {}),
+    (Code.NOT_AS_MADE, "eth0 is down; eth0 is gone",
+     lambda: broken(attached(World()), problems=("eth0 is down", "eth0 is gone")), {"verb": "CHECK"}),
+    (Code.NOT_AS_MADE, "another namespace", lambda: attached(World()), {"verb": "CHECK", "inode": INODE + 1}),
+    (Code.NOT_AS_MADE, "prevResult lacks 10.32.0.5/12", lambda: attached(World()),
+     {"verb": "CHECK", "prevResult": {"ips": []}}),
+    (Code.NO_ADDRESS, "gives no addresses", World, {"args": ""}),
+    (Code.NO_ADDRESS, "all are used", lambda: World(addresses=Refusing(ExhaustedError("all are used"))), {}),
+    (Code.ADDRESS_REFUSED, "192.0.2.5 is not inside the range", World, {"args": "IP=192.0.2.5"}),
+    (Code.ADDRESS_REFUSED, "MAC 0a:58:0a:20:00:06 belongs to another address", World,
+     {"args": "IP=10.32.0.5;MAC=0a:58:0a:20:00:06"}),
+    (Code.WIRING_FAILED, "pod already has an interface",
+     lambda: broken(World(), fault=HostError(Fault.POD_NAME_TAKEN, link="eth0")), {}),
+    (Code.WIRING_FAILED, "belongs to node other", World, {"args": "IP=10.32.9.9"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[1][:24] if isinstance(case, tuple) else str(case))
+def test_every_code_with_its_message(case: Case, version: str) -> None:
+    code, words, world_of, asked = case
+    verb = asked.get("verb", "ADD")
+    if verb == "CHECK" and version < "0.4.0":
+        code, words = Code.INCOMPATIBLE_VERSION, "there is no CHECK in version"
+    world = world_of()
+    before = (dict(world.rows), dict(world.wired))
+    answer = world.ask(**{"verb": verb, "version": version, **asked})
+    assert (answer["code"], words in answer["msg"]) == (code, True), answer
+    spec.check_error(answer, "1.1.0" if "raw" in asked else version)
+    assert (world.rows, world.wired) == before
+
+
+def test_no_code_is_left_out(tmp_path: Path) -> None:
+    """5 is the executable's: a journal that cannot be written; and 50, of STATUS, which the router never says."""
+    shim = Shim(installed(), tmp_path / "attach.sock", Path("/proc/journal"))
+    unwritten = shim.run("DEL", shim.config("1.1.0"))
+    spec.check_error(unwritten.value, "1.1.0")
+    assert unwritten.code == Code.IO_FAILURE and "/proc/journal" in unwritten.value["msg"]
+    never = shim.run("STATUS", shim.config("1.1.0"))
+    spec.check_error(never.value, "1.1.0")
+    assert never.code == 50
+    assert {case[0] for case in CASES} | {unwritten.code} == set(Code)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("config", [
+    {}, {"mtu": 1300, "dns": {"nameservers": ["10.0.0.10"], "search": ["x"]}},
+    {"routes": [{"dst": "192.0.2.0/24"}, {"dst": "2001:db8::/32"}, {"dst": "::/0", "gw": "fd00:1::a20:9"}]},
+    {"prevResult": {"interfaces": [{"name": "eth1"}], "routes": [{"dst": "198.51.100.0/24"}]}},
+])  # fmt: skip
+def test_every_result(version: str, config: dict[str, Any]) -> None:
+    world = World()
+    first = world.ask("ADD", version=version, **config)
+    spec.check_result(first, version)
+    assert world.ask("ADD", version=version, **config) == first
+    if version >= "0.4.0":
+        assert world.ask("CHECK", version=version, **{**config, "prevResult": first}) == {}
+    assert world.ask("DEL", version=version, **config) == {} and (world.rows, world.wired) == ({}, {})
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_schema_sees_what_is_wrong(version: str) -> None:
+    good = World().ask("ADD", version=version)
+    for change in ({"more": 1}, {"cniVersion": "0.2.0"}, {"ips": [{"address": "10.32.0.5/12", "version": 4}]},
+                   {"ips": [{**good["ips"][0], "interface": 3}]}, {"routes": [{"dst": "::/0", "gw": "10.32.0.1"}]},
+                   {"interfaces": [{"name": "eth0", "mac": "x"}]}):  # fmt: skip
+        with pytest.raises((AssertionError, ValueError)):
+            spec.check_result({**good, **change}, version)
+
+
+# -- MACs ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_add_with_a_mac_waits_until_the_others_were_told() -> None:
+    world, mac = World(), bytes.fromhex("020000000077")
+    number = int(IPv4Address("10.32.0.5"))
+    result = world.ask("ADD", args="IP=10.32.0.5;MAC=02:00:00:00:00:77")
+    assert result["interfaces"][2]["mac"] == "02:00:00:00:00:77"
+    assert world.waited_for == [(number, mac)] and world.attachments.exceptions() == {number: mac}
+    again = world.ask("ADD", "c2", args="IP=10.32.0.6;MAC=02:00:00:00:00:77")
+    assert again["code"] == Code.ADDRESS_REFUSED and "another pod" in again["msg"]
+    assert "code" not in world.ask("ADD", "c2", args="IP=10.32.0.6;MAC=0a:58:0a:20:00:06")
+    assert len(world.waited_for) == 1
+    assert world.ask("DEL") == {} and world.attachments.exceptions() == {}
+
+
+def test_the_wait_ends_when_it_was_sent_and_else_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    async def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(cni_driver.asyncio, "sleep", sleep)
+    asyncio.run(cni_driver.until_sent(lambda: True))
+    assert clock == [0.0]
+    asyncio.run(cni_driver.until_sent(lambda: clock[0] > 0.5))
+    assert 0.5 < clock[0] < 0.6
+    asyncio.run(cni_driver.until_sent(lambda: False))
+    assert clock[0] == pytest.approx(limits.EXCEPTION_SENT_SECONDS + 0.5, abs=0.1)
+
+
+# -- GC ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spared_by", "freed"), [
+    ("nothing", True), ("its port", False), ("its namespace", False), ("the list", False), ("another network", False),
+    ("attach", False),
+])  # fmt: skip
+def test_gc_frees_only_what_is_surely_gone(spared_by: str, freed: bool) -> None:
+    world = attached(World())
+    if spared_by != "its port":
+        world.wired.clear()
+    if spared_by != "its namespace":
+        world.spaces.clear()
+    if spared_by == "attach":
+        held = world.attachments._held
+        held["c1", "eth0"] = replace(held["c1", "eth0"], network="")
+    listed = [{"containerID": "c1", "ifname": "eth0"}] if spared_by == "the list" else []
+    name = "other" if spared_by == "another network" else "weave"
+    assert world.ask("GC", name=name, **{"cni.dev/valid-attachments": listed}) == {}
+    assert (world.rows == {}) == freed
