@@ -79,6 +79,10 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     bridge: str = "weave"
     bridge_address: str = ""
     targets: tuple[str, ...] = ()
+    ipv6: str = "auto"
+    """Whether pods get IPv6 addresses: ``on``, ``off``; ``auto``: in Kubernetes as its Nodes have it, else on."""
+    ipv6_first: bool = False
+    """In the order of results; Kubernetes: the first InternalIP of this Node is an IPv6 one."""
     refuse: frozenset[str] = frozenset()
     install_cni: bool = False
     debug_timers: dict[str, float] = {}
@@ -124,6 +128,15 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def excluded(self) -> tuple[ipaddress.IPv4Network, ...]:
         return tuple(ipaddress.IPv4Network(text) for text in self.ipalloc_exclude)
+
+    @property
+    def families(self) -> int:
+        """How many a pod and the bridge have addresses of, IPv4 first."""
+        return 1 if self.ipv6 == "off" else 2
+
+    def of_pods(self, network: ipaddress.IPv6Network) -> ipaddress.IPv6Network | None:
+        """The IPv6 network of the universe, if pods are given addresses of it."""
+        return None if self.ipv6 == "off" else network
 
     @property
     def range_v4(self) -> ipaddress.IPv4Network:
@@ -279,11 +292,14 @@ def _tristate(value: object) -> str:
     return word
 
 
-def _level(value: object) -> str:
-    word = _text(value).lower()
-    if word not in LOG_LEVELS:
-        raise ValueError(f"{word!r} should be one of {', '.join(LOG_LEVELS)}")
-    return word
+def _one_of(*words: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        word = ("off", "on")[value] if isinstance(value, bool) else _text(value).lower()
+        if word not in words:
+            raise ValueError(f"{word!r} should be one of {', '.join(words)}")
+        return word
+
+    return parse
 
 
 def _path(value: object) -> str:
@@ -396,6 +412,8 @@ OPTIONS: Final = (
            "CIDR"),
     Option("ipalloc-exclude", _subnets, "Parts of the range that pods never get, such as those of other machines.",
            "CIDR,..."),
+    Option("ipv6", _one_of("auto", "on", "off"), "Whether pods get IPv6 addresses: auto (in Kubernetes if its Nodes "
+           "have some, else on), on, off [default: auto].", "WHEN"),
     Option("bridge-address", _bridge_address, "Address of this node's bridge, out of the range.", "ADDRESS"),
     Option("bridge", _bridge, "Name of the bridge; the TAP is called BRIDGE-tap [default: weave].", "BRIDGE"),
     Option("conn-limit", _number(1, limits.LINKS_MAX, "as the mesh needs"), "Most control links to other nodes.", "N"),
@@ -417,7 +435,7 @@ OPTIONS: Final = (
     Option("kubernetes-api", _api_server, "Kubernetes: the API server, HOST:PORT [default: its Service].", "SERVER"),
     Option("service-account", _directory, "Kubernetes: directory with token and ca.crt [default: the pod's].", "DIR"),
     Option("install-cni", _switch, "In a container: keep the CNI plugin and its network list installed."),
-    Option("log-level", _level, f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
+    Option("log-level", _one_of(*LOG_LEVELS), f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
 )
 _TARGETS: Final = Option("targets", parse_targets, "Addresses of other nodes.", "TARGET")
 _BY_FIELD: Final = {option.field: option for option in (*OPTIONS, _TARGETS)}

@@ -288,12 +288,12 @@ class Router:
 
     def _make_cores(self) -> None:
         config = self.config
-        number = None if self.bridge_address is None else int(self.bridge_address)
+        mac = None if self.bridge_address is None else mac_text(mac_of(int(self.bridge_address)))
         interfaces = () if self.bridge_address is None else (
             IPv4Interface((self.bridge_address, self.universe.range_v4.prefixlen)),
             IPv6Interface((self.universe.ipv6_of(int(self.bridge_address)), 96)))
-        self.bridge = BridgePlan(config.bridge, config.tap, self.pod_mtu,
-                                 None if number is None else mac_text(mac_of(number)), interfaces, config.refuse)
+        self.bridge = BridgePlan(config.bridge, config.tap, self.pod_mtu, mac, interfaces[: config.families],
+                                 config.refuse)
         self.engine = fastpath.Engine(workers=self.workers, mtu=self.pod_mtu, refuse=config.refuse)
         network = self.universe.range_v4
         self.engine.universe_set(int(network.network_address), network.prefixlen, self.universe.prefix_v6)
@@ -305,9 +305,9 @@ class Router:
                                           own=self._blocks_changed)
             self._blocks_changed(self.ipam.owners())
         subnet = config.default_subnet or network
-        settings = PodSettings(network, self.universe.network_v6, self.bridge, self.bridge_address, self.pod_mtu,
-                               self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
-                               lambda: self.firewall.state.hairpin)
+        settings = PodSettings(network, config.of_pods(self.universe.network_v6), self.bridge, self.bridge_address,
+                               self.pod_mtu, self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
+                               lambda: self.firewall.state.hairpin, config.ipv6_first)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
                                        announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver,
                                        until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)))

@@ -54,6 +54,27 @@ def test_add_gives_del_rests_and_a_repeated_add_keeps(lab: Lab) -> None:
     assert node.router.cli("ipam", "check").stdout == "all agree\n"
 
 
+def test_without_ipv6(lab: Lab) -> None:
+    """Neither pod nor bridge; and again with, after a restart."""
+    node, (one, two) = alone(lab, "--ipv6", "off"), [lab.namespace(f"p{n}") for n in range(2)]
+    result = added(node.run("ADD", one))
+    assert [ip["address"] for ip in result["ips"]] == ["10.32.0.2/12"] and ping(one, "10.32.0.1")
+    assert "inet6 fd" not in one.run(["ip", "address"]).stdout
+    node.router.cli("expose", "10.32.0.9")
+    assert "inet6 fd" not in node.router.host.run(["ip", "address", "show", "weave"]).stdout
+    status = node.router.status()["ipam"]
+    assert status.get("range_ipv6", "") == "" and [pod.get("ipv6", "") for pod in status["attachments"]] == [""]
+    refused = node.run("ADD", two, "c2", routes=[{"dst": "2001:db8::/32"}])
+    assert refused.code == 7 and "--ipv6" in refused.value["msg"]
+    quiet(node.run("CHECK", one, prevResult=result))
+    quiet(node.run("DEL", one))
+    node.router.stop()
+    node.router.flags = []
+    node.router.launch()
+    assert len(added(node.run("ADD", two, "c2"))["ips"]) == 2
+    assert "inet6 fd" in node.router.host.run(["ip", "address", "show", "weave"]).stdout
+
+
 def test_claims_of_the_runtime(lab: Lab) -> None:
     node, (one, two) = alone(lab), [lab.namespace(f"p{n}") for n in range(2)]
     node.router.cli("claim", "10.32.0.50", "--container-id", "c1")

@@ -1,6 +1,7 @@
 """Requests and results as values: what the router takes from a shim, and what it answers in each version."""
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_wanted_address(wanted: tuple[str, ...], expected: str | Code) -> None:
         with pytest.raises(CniError) as caught:
             verbs.wanted_address(request, UNIVERSE, number_of)
         assert caught.value.code == expected
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_nodes_primary_family_comes_first(version: str) -> None:
+    request = Request("ADD", version, "weave", "c1", "eth0", "/run/netns/x")
+    six, four = (ip["address"] for ip in verbs.result(request, replace(WIRED, ipv6_first=True))["ips"])
+    assert (six, four) == ("fd00::a20:5/96", "10.32.0.5/12")
+    (only,) = verbs.result(request, replace(WIRED, ipv6_first=True, ipv6=None, gateway_v6=""))["ips"]
+    assert only["address"] == "10.32.0.5/12"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

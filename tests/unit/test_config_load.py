@@ -106,7 +106,7 @@ def test_nickname_follows_the_name() -> None:
 
 def test_every_option_is_a_field_with_the_default_of_its_struct() -> None:
     fields = set(LaunchConfig.__struct_fields__)
-    others = {"targets", "refuse", "debug_timers", "debug_boot_id", "range_given"}
+    others = {"targets", "refuse", "debug_timers", "debug_boot_id", "range_given", "ipv6_first"}
     assert {option.field for option in OPTIONS} | others == fields
 
 
@@ -209,6 +209,7 @@ BAD_FLAGS = [
     ("bridge", "a/b", "--bridge: 'a/b' should be 1 to 11 letters, digits, '_', '.', '-'"),
     ("bridge", "..", "--bridge: '..' should be 1 to 11 letters, digits, '_', '.', '-'"),
     ("trusted_subnets", "192.0.2.1/24", "--trusted-subnets: '192.0.2.1/24' should be a network such as 192.0.2.0/24"),
+    ("ipv6", "maybe", "--ipv6: 'maybe' should be one of auto, on, off"),
     ("log_level", "loud", "--log-level: 'loud' should be one of debug, info, warning, error"),
     ("state_dir", "state", "--state-dir: 'state' should be an absolute path"),
     ("state_dir", "", "--state-dir: '' should be a path"),

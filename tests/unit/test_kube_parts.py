@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from ipaddress import IPv4Network
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from unit.kube_api import UNIVERSE, Sim, raw
 
 from weave_router import limits
+from weave_router.config import load
 from weave_router.errors import BadPacket, UserError
-from weave_router.kube import objects, ranges, tokens
+from weave_router.kube import objects, ranges, start_driver, tokens
 from weave_router.kube.core import Answer
 from weave_router.kube.ranges import Cluster
 from weave_router.kube.watch import Watch, WatchEnded
@@ -243,3 +245,29 @@ def test_what_is_kept_is_bounded() -> None:
     core.node_changed(node(), False, 0.0)
     assert len(core.nodes) == limits.KUBE_OBJECTS_MAX
     assert limits.KUBE_BODY_MAX > 1536 * 1024
+
+
+# -- families ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("nodes", "families"), [
+    ({}, "4"), ({"a": ["192.0.2.1"]}, "4"), ({"a": ["192.0.2.1", "2001:db8::1"]}, "46"),
+    ({"a": ["2001:db8::1", "192.0.2.1"]}, "64"), ({"a": ["2001:db8::1"]}, "64"),
+    ({"a": ["192.0.2.1"], "b": ["2001:db8::1"]}, "46"), ({"a": [], "b": ["2001:db8::1"]}, "64"),
+    ({"b": ["2001:db8::1"], "c": ["192.0.2.1"]}, "64"),
+])  # fmt: skip
+def test_families_of_the_nodes(nodes: dict[str, list[str]], families: str) -> None:
+    found = [objects.Node(name, "u", "1", "", tuple(addresses), (), True) for name, addresses in nodes.items()]
+    assert start_driver.families_of(found, "a") == families
+
+
+def test_what_an_older_version_kept_has_both_families(tmp_path: Path) -> None:
+    config = load({"state_dir": str(tmp_path), "kubernetes": True}, (), {}, hostname="a")
+    start_driver.keep(config, UNIVERSE, TokenSet((Token.new(os.urandom),)), "64")
+    kept = start_driver.on_disk(config)
+    assert kept is not None and kept.families == "64"
+    path = tmp_path / start_driver.STATE_FILE
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items()
+                                if name != "families"}))
+    older = start_driver.on_disk(config)
+    assert older is not None and older.families == "46"

@@ -103,9 +103,17 @@ class AddressBook:
         self._announce()
         return gone
 
+    def _ipv6_of(self, number: int) -> str:
+        return str(self._universe.ipv6_of(number)) if self._has_ipv6() else ""
+
+    def _has_ipv6(self) -> bool:
+        """A bridge without an address of its own yet says nothing against it (--ipv6 off)."""
+        return len(self._bridge.addresses) != 1
+
     def _interfaces(self, numbers: Iterable[int]) -> list[IPv4Interface | IPv6Interface]:
         length, v6 = self._universe.range_v4.prefixlen, self._universe.ipv6_of
-        return [each for n in numbers for each in (IPv4Interface((n, length)), IPv6Interface((v6(n), 96)))]
+        return [each for n in numbers for each in (IPv4Interface((n, length)), IPv6Interface((v6(n), 96)))
+                if each.version == 4 or self._has_ipv6()]
 
     # -- check -------------------------------------------------------------------------------------------------------
 
@@ -169,7 +177,7 @@ class AddressBook:
 
     def _address(self, number: int, holder: Holder, state: str) -> schema.Address:
         return schema.Address(address=str(IPv4Address(number)), state=state, holder=str(holder),
-                              ipv6=str(self._universe.ipv6_of(number)), container_id=holder.container,
+                              ipv6=self._ipv6_of(number), container_id=holder.container,
                               ifname=holder.ifname if holder.container else "")
 
     def fields(self, reachable: frozenset[bytes], name_of: Callable[[bytes], str]) -> dict[str, Any]:

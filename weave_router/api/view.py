@@ -211,7 +211,7 @@ class View:
     def ipam(self) -> schema.Ipam:
         parts = self._parts
         return schema.Ipam(
-            range=str(parts.universe.range_v4), range_ipv6=str(parts.universe.network_v6),
+            range=str(parts.universe.range_v4), range_ipv6=str(parts.config.of_pods(parts.universe.network_v6) or ""),
             default_subnet=parts.config.ipalloc_default_subnet or str(parts.universe.range_v4),
             bridge_address=parts.config.bridge_address, attachments=tuple(self._attachments()),
             blocks=tuple(self._blocks()), conflicts=tuple(self._conflicts()),
@@ -233,9 +233,10 @@ class View:
 
     def attachment(self, held: Attachment) -> schema.Attachment:
         number = held.numbers[0]
+        ipv6 = f"{self._parts.universe.ipv6_of(number)}/96" if self._parts.config.families > 1 else ""
         return schema.Attachment(
             container_id=held.container, ifname=held.ifname, address=f"{IPv4Address(number)}/{held.prefix_len}",
-            ipv6=f"{self._parts.universe.ipv6_of(number)}/96", mac=held.mac.hex(":"),
+            ipv6=ipv6, mac=held.mac.hex(":"),
             netns=f"inode {held.netns_inode}", port=held.host_ifname,
         )
 

@@ -46,6 +46,7 @@ class PodSettings:
     subnet_len: int = 0
     """Prefix length of an address that was not named; 0: the range's."""
     hairpin: Callable[[], bool] = bool
+    ipv6_first: bool = False
     """Whether pod ports give frames back at this moment."""
 
 

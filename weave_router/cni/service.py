@@ -162,7 +162,7 @@ class CniService:
         return Wired(
             plan.bridge, seen.bridge_mac, plan.port, seen.port_mac, plan.mac, plan.mtu, plan.ipv4, plan.ipv6,
             plan.gateway_ipv4, seen.default_v4, str(plan.gateway_ipv6) if seen.default_v6 else "",
-            plan.routes,
+            plan.routes, self._settings.ipv6_first,
         )  # fmt: skip
 
     # -- DEL -------------------------------------------------------------------------------------------------------

@@ -321,6 +321,7 @@ class Wired:
     default_v4: bool = True
     gateway_v6: str = ""
     routes: tuple[PodRoute, ...] = ()
+    ipv6_first: bool = False
 
 
 def result(request: Request, wired: Wired) -> dict[str, Any]:
@@ -348,7 +349,7 @@ def _ips(version: str, wired: Wired, inside: int) -> list[dict[str, Any]]:
     ips: list[dict[str, Any]] = [{"address": str(wired.ipv4), "gateway": str(wired.gateway), "interface": inside}]
     if wired.ipv6 is not None:
         gateway = {"gateway": wired.gateway_v6} if wired.gateway_v6 else {}
-        ips.append({"address": str(wired.ipv6), **gateway, "interface": inside})
+        ips.insert(0 if wired.ipv6_first else 1, {"address": str(wired.ipv6), **gateway, "interface": inside})
     if VERSIONS.index(version) < VERSIONS.index("1.0.0"):
         return [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in ips]
     return ips

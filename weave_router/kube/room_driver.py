@@ -55,8 +55,11 @@ class Room:
         found = start_driver.on_disk(self.config)
         if found is None:
             found = asyncio.run(self._ask(held))
-        self.start = start_driver.Start(found.universe, held or found.tokens)
-        self.config = msgspec.structs.replace(self.config, ipalloc_range=found.universe.range_v4)
+        self.start = start_driver.Start(found.universe, held or found.tokens, found.families)
+        auto = "on" if "6" in found.families else "off"
+        self.config = msgspec.structs.replace(
+            self.config, ipalloc_range=found.universe.range_v4, ipv6_first=found.families.startswith("6"),
+            ipv6=auto if self.config.ipv6 == "auto" else self.config.ipv6)
         return self.config
 
     async def _ask(self, held: TokenSet | None) -> start_driver.Start:
@@ -136,4 +139,4 @@ class Room:
     def keep(self, held: TokenSet) -> None:
         """New tokens, on disk; in the store's writer thread."""
         assert self.core.universe is not None
-        start_driver.keep(self.config, self.core.universe, held)
+        start_driver.keep(self.config, self.core.universe, held, self.start.families)

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -41,6 +41,8 @@ class Start:
 
     universe: UniverseLease
     tokens: TokenSet
+    families: str = "46"
+    """``4``: no Node has an IPv6 address; ``46``, ``64``: some have, this one's first InternalIP is of that family."""
 
     @property
     def prefix_v6(self) -> bytes:
@@ -52,6 +54,7 @@ class _Saved(msgspec.Struct):
     range: str
     range_ipv6: str
     token_id: str
+    families: str = "46"
 
 
 def make_api(config: LaunchConfig) -> Api:
@@ -71,7 +74,8 @@ def on_disk(config: LaunchConfig) -> Start | None:
     try:
         saved = msgspec.json.decode((directory / STATE_FILE).read_bytes(), type=_Saved)
         held = TokenSet.parse((directory / TOKEN_FILE).read_text())
-        start = Start(UniverseLease(bytes.fromhex(saved.universe), saved.range, saved.range_ipv6, saved.token_id), held)
+        start = Start(UniverseLease(bytes.fromhex(saved.universe), saved.range, saved.range_ipv6, saved.token_id), held,
+                      saved.families)
         IPv4Network(saved.range), start.prefix_v6
     except FileNotFoundError:
         return None
@@ -82,9 +86,9 @@ def on_disk(config: LaunchConfig) -> Start | None:
     return start
 
 
-def keep(config: LaunchConfig, universe: UniverseLease, held: TokenSet) -> None:
+def keep(config: LaunchConfig, universe: UniverseLease, held: TokenSet, families: str) -> None:
     """Atomically, readable by root alone."""
-    saved = _Saved(universe.universe.hex(), universe.range_v4, universe.prefix_v6, universe.token_id)
+    saved = _Saved(universe.universe.hex(), universe.range_v4, universe.prefix_v6, universe.token_id, families)
     text = "".join(f"{token}\n" for token in held).encode()
     for name, data in ((TOKEN_FILE, text), (STATE_FILE, msgspec.json.encode(saved))):
         path = Path(config.state_dir) / name
@@ -95,6 +99,15 @@ def keep(config: LaunchConfig, universe: UniverseLease, held: TokenSet) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
+
+
+def families_of(nodes: Iterable[objects.Node], own: str) -> str:
+    """As the cluster's machines have them, in the order of this one's, or of the first listed (see ``Start``)."""
+    versions = {node.name: [ip_address(address).version for address in node.addresses] for node in nodes}
+    if not any(6 in found for found in versions.values()):
+        return "4"
+    first = versions.get(own) or next(found for found in versions.values() if found)
+    return "64" if first[:1] == [6] else "46"
 
 
 def check_range(config: LaunchConfig, universe: UniverseLease) -> None:
@@ -121,7 +134,7 @@ class Beginning:
         while True:
             try:
                 start = await self._once()
-                keep(self._config, start.universe, start.tokens)
+                keep(self._config, start.universe, start.tokens, start.families)
                 return start
             except _NotYetError as waiting:
                 _log.warning("waiting for Kubernetes", extra={"for": str(waiting)})
@@ -137,7 +150,7 @@ class Beginning:
             universe = await self._found(held)
             check_range(self._config, universe)
             held = await self._tokens(universe.token_id)
-        return Start(universe, held)
+        return Start(universe, held, families_of(await self._nodes(), self._config.node_name))
 
     async def _ask(self, method: str, path: str, body: bytes = b"", **params: str) -> Answer:
         answer = await self._api.request(Call(method, path, "start", body=body, params=params))
