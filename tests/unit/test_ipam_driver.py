@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -285,6 +287,43 @@ async def test_a_cooled_address_is_free_on_disk_too(tmp_path: Path) -> None:
 
 # -- figures -------------------------------------------------------------------------------------------------------
 
+SAMPLES, STRETCHES = 1000, 10
+
+
+@dataclass
+class Stretches:
+    """Durations in ms; each figure is the median over equal stretches of the run."""
+
+    taken: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.taken.append((time.perf_counter() - begun) * 1e3)
+
+    def percentile(self, rank: int) -> float:
+        size = len(self.taken) // STRETCHES
+        parts = (self.taken[at : at + size] for at in range(0, len(self.taken), size))
+        return statistics.median(statistics.quantiles(part, n=100)[rank - 1] for part in parts)
+
+    @property
+    def p50(self) -> float:
+        return self.percentile(50)
+
+    @property
+    def p99(self) -> float:
+        return self.percentile(99)
+
+
+def bare_database(path: Path) -> sqlite3.Connection:
+    """WAL and synchronous = FULL, as the store has them; a table of one row."""
+    bare = sqlite3.connect(path, isolation_level=None)
+    for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "CREATE TABLE one (number INTEGER)",
+                      "INSERT INTO one VALUES (0)"):  # fmt: skip
+        bare.execute(statement)
+    return bare
+
 
 async def test_twenty_at_once_share_eight_commits_at_most(world: World) -> None:
     driver = world.driver()
@@ -297,25 +336,22 @@ async def test_twenty_at_once_share_eight_commits_at_most(world: World) -> None:
     running.cancel()
 
 
-async def test_allocation_costs_a_commit_and_little_more(world: World) -> None:
-    """p50 <= 1 ms, p99 <= 3 x the disk's own + 1 ms. On a busy machine the best of three runs counts."""
+async def test_allocation_costs_a_commit_and_little_more(world: World, tmp_path: Path) -> None:
+    """p50 <= 1 ms, p99 <= 3 x the disk's own + 1 ms. The disk's own: one row by SQLite alone, in turn with ours. Each
+    figure is the median of ten stretches of one run, so that one stall of the disk, which hits either, decides nothing.
+    No address is answered before its commit: of the 1 ms the disk may take half, what it takes beyond is its own."""
     driver = world.driver()
     running = asyncio.create_task(driver.run())
-    for run in range(3):
-        own, ours = [], []
-        for n in range(200):
-            begun = time.perf_counter()
-            await asyncio.wrap_future(world.submit(lambda n=n: world.store.set_setting("k", str(n))))  # type: ignore[misc]
-            own.append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            await attach(world, driver, f"r{run}-{n}")
-            ours.append(time.perf_counter() - begun)
-        p50, p99 = statistics.median(ours), statistics.quantiles(ours, n=100)[98]
-        disk = statistics.quantiles(own, n=100)[98]
-        if p50 <= 0.001 + statistics.median(own) and p99 <= 3 * disk + 0.001:
-            break
-    else:
-        pytest.fail(f"p50 {p50 * 1e3:.2f} ms, p99 {p99 * 1e3:.2f} ms, the disk's p99 {disk * 1e3:.2f} ms")
+    disk, ours = Stretches(), Stretches()
+    with closing(bare_database(tmp_path / "bare.db")) as bare:
+        for n in range(SAMPLES):
+            with disk.measure():
+                bare.execute("UPDATE one SET number = ?", (n,))
+            with ours.measure():
+                await attach(world, driver, f"p{n}")
+    figures = f"ours p50 {ours.p50:.2f} p99 {ours.p99:.2f} ms, the disk's p50 {disk.p50:.2f} p99 {disk.p99:.2f} ms"
+    print(figures)
+    assert ours.p50 <= 0.5 + max(0.5, disk.p50) and ours.p99 <= 3 * disk.p99 + 1, figures
     await driver.close()
     running.cancel()
 
