@@ -241,6 +241,12 @@ def test_a_healthy_host() -> None:
         ({"features": {"uso": False}}, "kernel: uso", "warn", "Linux 6.2 has it"),
         ({"features": {"bpf": None}}, "kernel: bpf", "warn", "run the doctor as root"),
         (
+            {"features": {"bpf": None}, "capabilities": frozenset({"NET_ADMIN"})},
+            "kernel: bpf",
+            "warn",
+            "on the host itself: it tries them in a namespace of its own, which takes CAP_SYS_ADMIN",
+        ),
+        (
             {"forward_drops": (ForwardDrop("ip", "filter", "FORWARD", "policy drop"),)},
             "forwarding rules",
             "warn",

@@ -120,6 +120,8 @@ def _features(facts: Facts) -> list[Check]:
         works = facts.features.get(name)
         if works is None:
             way_out = "run the doctor as root"
+            if _ATTACHING not in facts.capabilities:
+                way_out += " on the host itself: it tries them in a namespace of its own, which takes CAP_SYS_ADMIN"
             found.append(Check(f"kernel: {name}", Verdict.WARN, f"{what}: could not be tried", way_out))
         elif works:
             found.append(Check(f"kernel: {name}", Verdict.OK, f"{what}: works"))
