@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,24 +99,24 @@ class Node:
     def start_proxy(self, mode: str, cidr: str) -> None:
         """Ends the one that ran and removes its rules, if there was one."""
         if self.proxy is not None:
-            self.proxy.kill()
+            # nsenter ends after its child, which is the proxy itself.
+            os.kill(wait_for("kube-proxy's process", lambda: child_of(self.proxy.pid), 5, 0.05), signal.SIGKILL)
             self.proxy.wait()
             self.run(f"{PROGRAMS}/kube-proxy", "--cleanup", check=False)
         words = [f"{PROGRAMS}/kube-proxy", f"--kubeconfig={self.folder}/proxy.kubeconfig",
                  f"--hostname-override={self.name}", f"--proxy-mode={mode}", "--conntrack-max-per-core=0"]
-        # nsenter execs without --pid, so the one we kill is the proxy itself.
-        self.proxy = self.spawn("proxy", words + ([f"--cluster-cidr={cidr}"] if cidr else []), own_pids=False)
+        # In the node's own process namespace: its /proc/net, where kube-proxy looks for IPv6, is empty for others.
+        self.proxy = self.spawn("proxy", words + ([f"--cluster-cidr={cidr}"] if cidr else []))
 
     def environment(self) -> dict[str, str]:
         before = f"{NEWER}:" if self.newer else ""
         return {**os.environ, "PATH": f"{before}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-    def inside(self, command: Sequence[str], own_pids: bool = True) -> list[str]:
-        spaces = ["--mount", "--uts", "--net", *(["--pid"] if own_pids else [])]
-        return ["nsenter", "-t", str(self.pid), *spaces, "--wd=/", *command]
+    def inside(self, command: Sequence[str]) -> list[str]:
+        return ["nsenter", "-t", str(self.pid), "--mount", "--uts", "--net", "--pid", "--wd=/", *command]
 
-    def spawn(self, name: str, command: Sequence[str], own_pids: bool = True) -> subprocess.Popen[bytes]:
-        return self.cluster.spawn(f"{self.name}/{name}", self.inside(command, own_pids), self.environment())
+    def spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        return self.cluster.spawn(f"{self.name}/{name}", self.inside(command), self.environment())
 
     def run(self, *command: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return run(*self.inside(command), check=check, timeout=timeout, env=self.environment())

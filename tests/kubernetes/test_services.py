@@ -3,6 +3,7 @@
     client (pod, node or outside) -> Service -> pod that answers with its own name
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +16,6 @@ from kubernetes.keeper import PREFIX
 
 MODES = [(mode, cidr) for mode in ("nftables", "iptables") for cidr in ("", CLUSTER_V4)]
 NODE_PORT, LOCAL_PORT, HOST_PORT, OUTSIDE = 30080, 30081, 8089, f"{PREFIX}-switch"
-ECHO = "while :; do nc -lk -p 8081 -e sh -c 'echo $NCAT_REMOTE_ADDR' ; done"
 
 
 @pytest.fixture(scope="module", params=MODES, ids=lambda mode: f"{mode[0]}-{'cidr' if mode[1] else 'no-cidr'}")
@@ -35,10 +35,10 @@ def proxied(request: pytest.FixtureRequest, cluster: Cluster, serving: dict[str,
     ]  # fmt: skip
     with cluster.objects(*made):
         product.wait_running(cluster, ["one"])
-        address = addresses(cluster, "web")[0]
-        wait_for("kube-proxy's rules", lambda: from_netns(cluster.nodes[2].netns, address, 80), 30)
-        wait_for("the other Service's", lambda: from_netns(cluster.nodes[0].netns, addresses(cluster, "web-local")[0],
-                                                           80), 30)
+        for node, name in itertools.product(cluster.nodes, ("web", "web-local")):
+            for address in addresses(cluster, name):
+                ask = partial(from_netns, node.netns, address, 80)
+                wait_for(f"{node.name}'s rules for {name} at {address}", ask, 30)
         yield cluster
 
 
