@@ -7,6 +7,8 @@ What one router does alone (``new``), three that share a range (``seed=``), what
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections.abc import Iterator
 
@@ -227,6 +229,39 @@ def test_other_universes_and_ranges_are_named_and_carried(lab: Lab) -> None:
                    for w in router.status()["warnings"])  # fmt: skip
         assert [link["state"] for link in router.get("/status/connections")] == ["established"]
         router.attach(lab.pod(router.host, "a"))
+
+
+@pytest.mark.parametrize("network", ["10.32.0.0/12", "10.64.0.0/12"])
+def test_pods_of_one_universe_keep_talking_while_a_stranger_is_there(lab: Lab, network: str) -> None:
+    """h1 and h2 share a universe; h3 founds its own, in the same range (with the same addresses) or another."""
+    switch = lab.switch()
+    hosts = [lab.host(f"h{number}", switch) for number in (1, 2, 3)]
+    seed = ["--ipalloc-init", "seed=h1,h2"]
+    one = lab.router(hosts[0], flags=seed).launch()
+    two = lab.router(hosts[1], flags=seed, peers=[hosts[0].address("v4")]).launch()
+    near, far = (router.attach(lab.pod(router.host, "a")) for router in (one, two))
+    wait_ping(near, str(far.v4))
+    wait_ping(near, str(far.v6))
+    talks = [near.popen(["ping", "-n", "-q", "-i", "0.02", str(to)]) for to in (far.v4, far.v6)]
+    stranger = lab.router(hosts[2], flags=["--ipalloc-init", "new"], ipalloc_range=network,
+                          peers=[host.address("v4") for host in hosts[:2]]).launch()  # fmt: skip
+    for router, others in ((one, {"h3"}), (two, {"h3"}), (stranger, {"h1", "h2"})):
+        wait_for("the others are seen", lambda router=router, others=others: others == {
+            row["nickname"] for row in router.get("/status/ipam")["other_universes"]})  # fmt: skip
+        warnings = router.status()["warnings"]
+        assert all(any(f"node {other} is in another universe of addresses" in w for w in warnings) for other in others)
+        members = {m["nickname"] for m in router.get("/status/ipam")["members"]}
+        assert members == {"h1", "h2", "h3"} - others
+    for number in range(4):  # in the same range: addresses that pods of the others have
+        stranger.attach(lab.pod(hosts[2], f"s{number}"))
+    more = one.attach(lab.pod(hosts[0], "b"))
+    assert ping(more, str(far.v4), count=5)
+    for talk in talks:
+        assert talk.poll() is None
+        talk.send_signal(signal.SIGINT)
+        sent, received = map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", talk.communicate()[0])[0])
+        assert sent > 20 and received >= sent - 1, (sent, received)  # the last may be under way
+    agree(one, two)
 
 
 def test_a_full_node_gets_blocks_from_a_neighbour(lab: Lab) -> None:
