@@ -7,11 +7,32 @@ each function says in one line what it holds. Knows the core's values, nothing o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import NamedTuple
 
-from weave_router.ipam.values import Block, Gate, Message, Promise, Receive, Register, State, SyncAnswer, Tell
+from weave_router.ipam.allocator import Allocator, ExhaustedError, Holder
+from weave_router.ipam.donation import idle
+from weave_router.ipam.knowledge import knowledge_of, merge, voters
+from weave_router.ipam.ownership import step
+from weave_router.ipam.values import (
+    Ask,
+    Block,
+    Effect,
+    Gate,
+    Granted,
+    Message,
+    Occupy,
+    Promise,
+    Receive,
+    Register,
+    Send,
+    State,
+    SyncAnswer,
+    Tell,
+    Want,
+)
 
 UP, KILLED, OFF, GONE = "up", "killed", "off", "gone"
 """The daemon runs; it does not but the pods do; the machine is off; the store is wiped."""
@@ -23,6 +44,8 @@ class Node(NamedTuple):
     disk: State
     pods: frozenset[tuple[Block, int]] = frozenset()  # block and incarnation in which the pod got its address
     resting: frozenset[Block] = frozenset()  # released and not 60 s ago
+    book: Allocator | None = None  # single addresses, where the asker has them
+    numbers: frozenset[int] = frozenset()  # of the pods, where the asker has a book
 
     @property
     def lives(self) -> bool:
@@ -77,7 +100,143 @@ def i18_a_node_without_universe_owns_nothing(node: Node) -> str | None:
     return None
 
 
+# --- one node's single addresses: a copy of its allocator is asked what it would do ---------------------------------
+
+PROBES = 64
+"""So many addresses of a node are drawn to see which it would answer next."""
+PROBE, NOBODY = Holder("probe", "eth0"), Holder("never seen", "eth0")
+
+
+def i12_a_second_add_changes_nothing(book: Allocator, numbers: frozenset[int]) -> str | None:
+    """Nor does a delete of the unknown; and a pod's address is somebody's."""
+    copied = copy_of(book)
+    for holder in sorted(set(book.leases().values())):
+        held = book.addresses_of(holder)
+        again, change = copied.allocate(holder, 0.0, len(held))
+        if again != held or change.leased:
+            return f"I12 {holder} has {held} and is given {again} when it asks again"
+    if copied.release(NOBODY, 0.0).resting or copied.leases() != book.leases():
+        return "I12 the delete of an unknown container released something"
+    homeless = numbers - book.leases().keys()
+    return f"I12 pods live at {sorted(homeless)}, which nobody holds" if homeless else None
+
+
+def i13_a_release_frees_only_its_own(book: Allocator, numbers: frozenset[int]) -> str | None:
+    copied, left = copy_of(book), book.leases()
+    holders = sorted(set(left.values()))
+    for holder, other in pairwise([*holders, NOBODY]):
+        for number in book.addresses_of(holder):
+            if copied.release(other, 0.0, number).resting:
+                return f"I13 {other} released {number} of {holder}"
+        left = {n: h for n, h in left.items() if h != holder}
+        gone = {n for n, _ in copied.release(holder, 0.0).resting}
+        if copied.leases() != left or gone != set(book.addresses_of(holder)):
+            return f"I13 the release of {holder} freed {sorted(gone)} and left {copied.leases()}"
+    return None
+
+
+def i14_nothing_reserved_is_given(book: Allocator, numbers: frozenset[int]) -> str | None:
+    """Neither the range's ends nor what is excluded, in use (the bridge's is), at rest or in another's block."""
+    wanted = min(book.free_count(), PROBES)
+    drawn, _ = copy_of(book).allocate(PROBE, 0.0, wanted)
+    taken = numbers | book.leases().keys() | book.resting().keys()
+    taken |= {int(book._range.network_address), int(book._range.broadcast_address)}
+    excluded = [range(int(net.network_address), int(net.broadcast_address) + 1) for net in book._excluded]
+    for number in drawn:
+        if number in taken or any(number in net for net in excluded) or not book._blocks.get(book.block_of(number)):
+            return f"I14 {number} would be answered and is reserved, in use, at rest or not this node's"
+    return None
+
+
+def i15_exhaustion_is_said_and_ends(book: Allocator, numbers: frozenset[int]) -> str | None:
+    """In one block: never a number twice, an error at its end, one more when one has rested. That it is said within
+    2 s is for the driver's test."""
+    usable = [block for block, so in book._blocks.items() if so]
+    if not usable:
+        return None
+    copied, within = copy_of(book), book._network_of(min(usable))
+
+    def draw(probe: int, at: float) -> int | None:
+        try:
+            return copied.allocate(Holder(f"probe {probe}", "eth0"), at, 1, within)[0][0]
+        except ExhaustedError:
+            return None
+
+    now = max((until for until, _ in book._resting.values()), default=0.0)
+    seen = set(book.leases())
+    drawn = [n for at in range(book._size + 1) if (n := draw(at, now)) is not None]
+    if len(drawn) > book._size or seen & set(drawn) or len(set(drawn)) != len(drawn):
+        return f"I15 {within} gave {drawn} beside {sorted(seen)}"
+    if drawn:
+        copied.release(Holder("probe 0", "eth0"), now)
+        if draw(-1, now) is not None:
+            return f"I15 {within} gave an address that rests"
+        if draw(-2, now + book._cooldown) is None:
+            return f"I15 {within} stays full although {drawn[0]} has rested"
+    return None
+
+
+def copy_of(book: Allocator) -> Allocator:
+    """Changes nothing of the original; knows no other node's name."""
+    copied = copy.copy(book)
+    kept = {"_owner_of", "_range", "_excluded"}
+    vars(copied).update({k: v if k in kept else copy.deepcopy(v) for k, v in vars(book).items()})
+    return copied
+
+
 # --- two nodes ----------------------------------------------------------------------------------------------------
+
+
+def i5_merge_is_a_join(one: Node, other: Node) -> str | None:
+    """Commutative, associative, idempotent and monotone, between nodes whose gate is open (others' values may be ones
+    that nobody accepts) and for who knows the same promises (R7)."""
+    a, b = one.memory, other.memory
+    if a.universe != b.universe or a.arbiter or not (opened(one) and opened(other)):
+        return None
+    observer = State(me=b"observer", universe=a.universe, promised=a.promised | b.promised)
+
+    def learned(*told: State) -> State:
+        state = observer
+        for each in told:
+            state = merge(state, knowledge_of(each), [])
+        return state
+
+    both = learned(a, b)
+    if not both == learned(b, a) == learned(a, b, a) == learned(both):
+        return f"I5 what {name(one)} and {name(other)} know depends on the order in which it is heard"
+    lower = [k for s in (a, b) for k, r in s.registers.items()
+             if r.issuer not in observer.promised and both.registers[k][:2] < r[:2]]  # fmt: skip
+    return f"I5 blocks {lower} went back by a merge of {name(one)} and {name(other)}" if lower else None
+
+
+def i17_who_has_spare_blocks_gives(one: Node, other: Node) -> str | None:
+    """An open member that asks an open one with an idle block can answer an address of it: question, gift and first
+    use by the very core. That it takes no more than 2 s is for the tests in virtual time."""
+    asker, donor = one.memory, other.memory
+    spare = [block for block in idle(donor) if block not in asker.contested]
+    if not (spare and _reach(one, other) and _reach(other, one)):
+        return None
+    _, asked = step(asker, Want(donor.me))
+    for question in _sent(asked, Ask):
+        _, answers = step(donor, Receive(question))
+        for gift in _sent(answers, Tell):
+            state, _ = step(asker, Receive(gift))
+            fresh = [b for b, r in state.registers.items() if r.owner == asker.me != asker.registers[b].owner]
+            if fresh and Granted(fresh[0]) in step(state, Occupy(fresh[0]))[1]:
+                return None
+    return f"I17 {name(one)} gets no block of {name(other)}, which has {len(spare)} to spare"
+
+
+def _reach(one: Node, other: Node) -> bool:
+    """Open, of one universe, and the other knows this life of it as a member that nobody was promised to refuse."""
+    mine, theirs = one.memory, other.memory
+    member = mine.me in voters(theirs) - theirs.promised and mine.incarnation >= theirs.incarnations.get(mine.me, 0)
+    ready = one.lives and mine.gate == Gate.OPEN and not mine.leaving and not mine.arbiter
+    return member and ready and mine.universe == theirs.universe and mine.universe is not None
+
+
+def _sent(effects: Iterable[Effect], kind: type) -> list[Message]:
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message.body, kind)]
 
 
 def i1_no_address_twice(one: Node, other: Node) -> str | None:
@@ -253,6 +412,15 @@ TWO: tuple[Callable[[Node, Node], str | None], ...] = (
     i11_the_retired_are_not_open,
 )
 ALL: tuple[Callable[[tuple[Node, ...]], str | None], ...] = (i4_no_block_is_lost,)
+BOOK: tuple[Callable[[Allocator, frozenset[int]], str | None], ...] = (
+    i12_a_second_add_changes_nothing,
+    i13_a_release_frees_only_its_own,
+    i14_nothing_reserved_is_given,
+    i15_exhaustion_is_said_and_ends,
+)
+"""For nodes whose single addresses are known; the checker knows blocks alone."""
+ASKED: tuple[Callable[[Node, Node], str | None], ...] = (i5_merge_is_a_join, i17_who_has_spare_blocks_gives)
+"""They run the core; the checker runs it anyway and would run it for nothing else."""
 SENT: tuple[Callable[[Node, Message], str | None], ...] = (
     i7_a_grant_is_on_disk_before_it_is_sent,
     i8_only_an_empty_block_is_given,
@@ -269,7 +437,10 @@ def violations(nodes: Iterable[Node]) -> Iterator[str]:
     """Everything that is wrong in this cluster, in words."""
     everybody = tuple(nodes)
     yield from (found for node in everybody for rule in ONE if (found := rule(node)))
-    yield from (found for a, b in permutations(everybody, 2) for rule in TWO if (found := rule(a, b)))
+    yield from (found for a, b in permutations(everybody, 2) for rule in (*TWO, *ASKED) if (found := rule(a, b)))
+    for node in everybody:
+        if node.book is not None:
+            yield from (f"{name(node)}: {wrong}" for rule in BOOK if (wrong := rule(node.book, node.numbers)))
     yield from (found for rule in ALL if (found := rule(everybody)))
 
 

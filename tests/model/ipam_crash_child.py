@@ -131,7 +131,8 @@ def wrongs(state: Path, answers: list[Answer]) -> Iterator[str]:
     living = frozenset((service.allocator.block_of(n), 1) for n in pods.values())
     if not used <= service.state.used:
         yield f"blocks {used - service.state.used} are in use on disk and not in ownership"
-    yield from violations([Node(UP, service.state, durable(service.state), living)])
+    yield from violations([Node(UP, service.state, durable(service.state), living, book=service.allocator,
+                               numbers=frozenset(pods.values()))])  # fmt: skip
 
 
 def main(scratch: Path) -> dict[str, object]:

@@ -225,7 +225,9 @@ class Net:
         # The gate of a booted node keeps a block of living pods as cooling until it opens; both hold it back.
         memory = memory._replace(used=memory.used | {block_of(n) for n, _ in node.pods.values()})
         pods = frozenset((block_of(number), incarnation) for number, incarnation in node.pods.values())
-        return Seen(UP if node.service else KILLED, memory, disk, pods)
+        numbers = frozenset(number for number, _ in node.pods.values())
+        book = node.service.allocator if node.service else None
+        return Seen(UP if node.service else KILLED, memory, disk, pods, book=book, numbers=numbers)
 
     def agree(self) -> bool:
         hashes = {n.core.speech.hash_of(knowledge_of(n.core.state)) for n in self.nodes.values() if n.service}
