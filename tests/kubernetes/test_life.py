@@ -72,6 +72,7 @@ def wire(node: Node, path: Path) -> Iterator[None]:
     try:
         assert any("listening" in line for line in capture.stderr)  # up to that line: some versions say no more
         yield
+        assert capture.poll() is None  # what ended early saw nothing
     finally:
         capture.terminate()
         capture.communicate()

@@ -3,8 +3,10 @@
     client (pod, node or outside) -> Service -> pod that answers with its own name
 """
 
+import contextlib
 import itertools
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import partial
 
@@ -57,6 +59,21 @@ def from_netns(netns: str, address: str, port: int) -> str:
     return run("ip", "netns", "exec", netns, "curl", "-gsS", "-m", "3", "--noproxy", "*", url, check=False).stdout
 
 
+@contextlib.contextmanager
+def connected(netns: str, address: str, port: int) -> Iterator[None]:
+    """A connection that stays: of one that ends, only the side that closed first still knows."""
+    words = f"exec 3<>/dev/tcp/{address}/{port} && echo open && read -r"
+    child = subprocess.Popen(["ip", "netns", "exec", netns, "bash", "-c", words], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "open\n"
+        yield
+    finally:
+        child.kill()
+        child.communicate()
+
+
 def from_pod(pod: Pod, address: str, port: int) -> str:
     return pod.run(*pods.fetch("/name", address, port), check=False)
 
@@ -96,8 +113,9 @@ def test_local_policy_keeps_the_clients_address(proxied: Cluster) -> None:
     for address, client in ((proxied.nodes[1].v4, "192.168.77.1"), (proxied.nodes[1].v6, "fd77::1")):
         ask = partial(from_netns, OUTSIDE, address, LOCAL_PORT)
         assert ask().strip() == "one"
-        assert re.search(rf"{re.escape(client)}\S*\s+TIME_WAIT", one.run("netstat", "-tn")) or client in one.run(
-            "netstat", "-tn"), one.run("netstat", "-tn")
+        with connected(OUTSIDE, address, LOCAL_PORT):
+            seen = one.run("netstat", "-tn")
+            assert re.search(rf"{re.escape(client)}:\d+\s+ESTABLISHED", seen), seen
     assert from_netns(OUTSIDE, proxied.nodes[0].v4, LOCAL_PORT) == ""
 
 
