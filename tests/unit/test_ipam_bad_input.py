@@ -25,7 +25,7 @@ from weave_router.host.overlap import HostRoute, overlap
 from weave_router.ipam import durable, start_driver, wire
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.driver import written_at_once
-from weave_router.ipam.registers import Runs
+from weave_router.ipam.registers import Runs, restored
 from weave_router.ipam.service import Service
 from weave_router.ipam.values import Gate, Register
 from weave_router.store import Store
@@ -284,3 +284,9 @@ def test_a_register_that_does_not_count_changes_no_row(words: Words) -> None:
     assert me.core.state.registers == state.registers and me.core.state.gate == Gate.OPEN
     assert me.disk.load() == rows and all(step.rows.empty for step in steps) and me.core.evicted == []
     assert dict(me.core.counters) == ({words.counted: 1} if words.counted else {})
+
+
+@pytest.mark.parametrize("proof", [b"", bytes(96), bytes(96) + b"\xc1"], ids=["empty", "zeros", "no-encoding"])
+def test_a_damaged_proof_in_a_sound_store_is_a_sentence(proof: bytes) -> None:
+    with pytest.raises(UserError, match=r"who owns block 7 .* undamaged copy"):
+        restored(7, Register(0, 1, ME.node_id, ME.node_id), proof)

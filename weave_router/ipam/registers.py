@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from weave_router.errors import BadPacket
+from weave_router.errors import BadPacket, UserError
 from weave_router.limits import IPAM_RUN_BYTES_MAX
 from weave_router.mesh.codec import U32, U63, decode_untrusted, encode
 from weave_router.mesh.codec import NodeId as WireNodeId
@@ -142,8 +142,12 @@ def newest(runs: Iterable[Run]) -> dict[Block, Run]:
 
 
 def restored(block: Block, register: Register, data: bytes) -> Run:
-    """From this node's own store, which was checked when it was written."""
-    body = _decoder.decode(data[_HEAD:])
+    """From this node's own store, which was checked when it was written. UserError if it was damaged since."""
+    try:
+        body = _decoder.decode(data[_HEAD:])
+    except ValueError as error:
+        raise UserError(f"the store's proof of who owns block {block} cannot be read ({error}): put an undamaged copy "
+                        "back, or start anew by `weave-router reset`") from None
     return Run(body.first, body.count, register, data)
 
 
