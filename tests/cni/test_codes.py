@@ -39,7 +39,6 @@ class World:
     def __init__(self, *, bridge: str = "10.32.0.1", addresses: Addresses | None = None) -> None:
         self.rows: dict[tuple[str, str], Attachment] = {}
         self.wired: dict[str, PodPlan] = {}
-        self.spaces = {INODE}
         self.problems: tuple[str, ...] = ()
         self.fault: HostError | None = None
         self.waited_for: list[tuple[int, bytes]] = []
@@ -87,9 +86,6 @@ class World:
 
     async def ports(self) -> set[str]:
         return set(self.wired)
-
-    async def namespaces(self) -> set[int]:
-        return self.spaces
 
     def ask(self, verb: str, container: str = "c1", version: str = "1.1.0", *, args: str = "IP=10.32.0.5",
             inode: int = INODE, raw: str | None = None, ifname: str = "eth0", **config: Any) -> dict[str, Any]:
@@ -240,15 +236,13 @@ def test_the_wait_ends_when_it_was_sent_and_else_too(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("spared_by", "freed"), [
-    ("nothing", True), ("its port", False), ("its namespace", False), ("the list", False), ("another network", False),
+    ("nothing", True), ("its port", False), ("the list", False), ("another network", False),
     ("attach", False),
 ])  # fmt: skip
 def test_gc_frees_only_what_is_surely_gone(spared_by: str, freed: bool) -> None:
     world = attached(World())
     if spared_by != "its port":
         world.wired.clear()
-    if spared_by != "its namespace":
-        world.spaces.clear()
     if spared_by == "attach":
         held = world.attachments._held
         held["c1", "eth0"] = replace(held["c1", "eth0"], network="")

@@ -199,15 +199,15 @@ class CniService:
     # -- GC --------------------------------------------------------------------------------------------------------
 
     async def _collect(self, wanted: verbs.Request) -> dict[str, Any]:
-        """Made under this network's name, not listed, and its namespace is gone: the kernel took the port with it, and
-        no process or mount shows its inode. Attachments of another boot were released at the start."""
+        """Made under this network's name, not listed, and its port is gone: the kernel took it with the namespace.
+        Attachments of another boot were released at the start."""
         await self.drain()
-        standing, namespaces = await self._host.ports(), await self._host.namespaces()
+        standing = await self._host.ports()
         for held in self._attachments.all():
             key = (held.container, held.ifname)
             if held.network != wanted.network or key in wanted.valid:
                 continue
-            if held.host_ifname in standing or held.netns_inode in namespaces:
+            if held.host_ifname in standing:
                 continue
             lock = self._lock(key)
             async with lock:

@@ -14,7 +14,7 @@ from ipaddress import IPv6Network
 from typing import TypeVar
 
 from weave_router.config import LaunchConfig
-from weave_router.host import bridge_driver, look_driver, netfilter, netns_driver, pod_driver, tap_driver
+from weave_router.host import bridge_driver, look_driver, netfilter, pod_driver, tap_driver
 from weave_router.host.bridge import BridgePlan, wants_hairpin
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.forwarding import Firewall
@@ -123,10 +123,6 @@ class Host:
     async def ports(self) -> set[str]:
         """Pod ports that stand: the kernel takes a port away with its pod's namespace."""
         return await self.call(lambda ipr, nft: {link.name for link in pod_driver.ports(ipr)})
-
-    async def namespaces(self) -> set[int]:
-        """Inodes of the network namespaces that can be seen from here."""
-        return await self._run(netns_driver.inodes)
 
     async def reattach(self, plans: Sequence[PodPlan]) -> list[PodPlan]:
         """Those that stand. What a router that was killed had detached and not deleted yet goes soon."""
