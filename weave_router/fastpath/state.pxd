@@ -239,7 +239,6 @@ cdef struct Worker:
     uint32_t stop
     uint64_t seen  # quiescence: the shared generation last passed; GONE while asleep
     uint64_t now  # CLOCK_BOOTTIME ns, taken once per burst
-    uint64_t busy_until
     uint64_t flood_tokens_ns
     uint64_t flood_source_ns[FLOOD_SOURCES]  # the same for each source MAC, by hash
     uint64_t told_ns  # rate limit of stranger events

@@ -67,7 +67,6 @@ from weave_router.fastpath.transmit cimport HEADROOM, transmit_command, transmit
 cdef enum:
     PARKED_LOOK_NS = 50000000
     TAP_RETRY_US = 20000
-    SPIN_NS = 20000  # after traffic: the next frame of a busy flow comes sooner than a sleeping CPU wakes
     NICE = -10  # a busy CPU delays the TAP's reader past what its queue of 128 frames holds; refused without CAP_SYS_NICE
 
 
@@ -201,8 +200,6 @@ cdef void worker_run(Worker *w) noexcept nogil:
         transmit_flush(w)
         if taken < 0:
             usleep(TAP_RETRY_US)  # the TAP is down or gone: epoll would not let us sleep
-        elif received or taken:
-            w.busy_until = boottime_ns() + SPIN_NS
-        elif w.now >= w.busy_until:
+        elif not received and not taken:
             sleep_until_work(w)
     release64(&w.seen, <uint64_t>GONE)
