@@ -10,10 +10,14 @@ from kube.server import Server, program
 
 
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def programs() -> None:
     missing = [name for name in ("etcd", "kube-apiserver") if not program(name)]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)}, which `make test-kubernetes` builds once")
+
+
+@pytest.fixture(scope="session")
+def running(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(Path(tmp_path_factory.mktemp("api")))
     try:
         server.start()

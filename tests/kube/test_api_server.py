@@ -131,7 +131,7 @@ async def test_a_claim_is_one_write_and_idle_is_silence(server: Server) -> None:
             return await request(call)
 
         member.api.request = counted  # type: ignore[method-assign]
-        await asyncio.sleep(5)
+        await asyncio.sleep(5)  # the figure itself: what is asked in a time in which nothing happens
         assert calls == []
 
 
@@ -201,7 +201,7 @@ async def test_first_starts_at_once_agree_on_universe_and_token(server: Server, 
         await begun(other, server)
     await asked(server, "DELETE", f"{SECRETS}/weave-router")
     late = asyncio.create_task(begun(launch(server, tmp_path / "g"), server))
-    await asyncio.sleep(3)
+    await asyncio.sleep(3)  # a time in which nothing may happen
     assert not late.done()  # it waits: a second token would split the cluster
     text = f"{starts[0].tokens.first}\n"
     body = {"metadata": {"name": "weave-router"}, "data": {"token": base64.b64encode(text.encode()).decode()}}

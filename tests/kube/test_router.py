@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from kube.server import Server, program
+from kube.server import Server
 from lab.lab import Lab
 from lab.network import Host
 from lab.router import Router, new_token, ping, wait_for, wait_ping
@@ -50,10 +50,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def cluster(lab: Lab) -> Iterator[tuple[Server, list[Member]]]:
-    missing = [name for name in ("etcd", "kube-apiserver") if not program(name)]
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)}, which `make test-kubernetes` builds once")
+def cluster(programs: None, lab: Lab) -> Iterator[tuple[Server, list[Member]]]:
     switch = lab.switch()
     api = lab.host("api", switch)
     server = Server(api.directory, api.address("v4"), api.name)
