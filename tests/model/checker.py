@@ -478,7 +478,7 @@ class Search:
     def explore(self, states_max: int = 10**9, seconds_max: float = 1e9, mebibytes_max: int = 10**9,
                 progress: Callable[[str], None] | None = None) -> Result:  # fmt: skip
         result = Result(self.config.name)
-        started = time.monotonic()
+        started = time.process_time()
         entries, net, budgets = self.initial()
         first = (*entries, net, budgets)
         budget_sets: dict[tuple[int, ...], tuple[int, ...]] = {budgets: budgets}
@@ -493,7 +493,7 @@ class Search:
             if result.states % 20_000 == 0:
                 if len(self.moves) > CACHED_MOVES:
                     self.moves.clear()
-                result.seconds = time.monotonic() - started
+                result.seconds = time.process_time() - started
                 result.mebibytes = resident()
                 if progress and result.states % 200_000 == 0:
                     progress(f"{result.states:,} states, {len(queue):,} queued, depth {depth}, "
@@ -541,7 +541,7 @@ class Search:
         return {state[: self.config.nodes] for state in self.parents}
 
     def _finish(self, result: Result, started: float) -> Result:
-        result.seconds, result.mebibytes = time.monotonic() - started, resident()
+        result.seconds, result.mebibytes = time.process_time() - started, resident()
         return result
 
     def _trace(self, parents: dict[tuple[Any, ...], tuple[Any, ...] | None], state: tuple[Any, ...]) -> list[str]:
