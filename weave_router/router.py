@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 from random import Random
@@ -21,15 +21,13 @@ import msgspec
 import uvloop
 
 from weave_router import __version__, limits
-from weave_router.api import schema
 from weave_router.api.addresses import AddressBook
-from weave_router.api.capture_driver import EngineCapture
-from weave_router.api.server import ApiServer, Capture
-from weave_router.api.view import Parts, View, fits
+from weave_router.api.server import ApiServer
+from weave_router.api.view import Parts
 from weave_router.cni import cni_driver
-from weave_router.cni.attachments import Attachments, PodSettings, Wish
+from weave_router.cni.attachments import Attachments, PodSettings
 from weave_router.cni.service import CniService
-from weave_router.config import LaunchConfig, literals, parse_target
+from weave_router.config import LaunchConfig, literals
 from weave_router.errors import UsageError, UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import (
@@ -47,24 +45,25 @@ from weave_router.host import (
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.forwarding_driver import Watch
-from weave_router.host.handover_driver import HandoverServer, Request
+from weave_router.host.handover_driver import HandoverServer
 from weave_router.ipam import start_driver
 from weave_router.ipam.driver import IpamDriver
-from weave_router.ipam.founding import block_prefix
 from weave_router.ipam.number import Universe, mac_of, mac_text, prefix_v6_of
 from weave_router.mesh import events as mesh_events
 from weave_router.mesh import routes as mesh_routes
 from weave_router.mesh.core import Mesh
 from weave_router.mesh.driver import MeshDriver
-from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint, Prefix, Record
+from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint
 from weave_router.mesh.table import Delta
+from weave_router.router_commands import Commands
+from weave_router.router_peers import Peers
+from weave_router.router_record import OwnRecord
 from weave_router.store import Store
 from weave_router.store_group import GroupWriter
 from weave_router.tunnel import effects
-from weave_router.tunnel.core import PeerInfo, Tunnel
+from weave_router.tunnel.core import Tunnel
 from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.identity import Identity
-from weave_router.tunnel.state import State
 from weave_router.tunnel.timers import timers_from_environment
 from weave_router.tunnel.token import TokenSet
 from weave_router.tunnel.token_driver import load_tokens
@@ -79,13 +78,7 @@ _log = logging.getLogger(__name__)
 ATTACH_SOCKET: Final = "attach.sock"
 LOOK_SECONDS: Final = 2.0
 """How often slow facts are looked at: own addresses, peers whose numbers are to be answered, the bridge."""
-GROUP_SECONDS: Final = 300.0
-"""A group that no pod reported for so long has no member (RFC 3376 section 8.4: 260 s, and a lost report)."""
-LEAVE_SECONDS: Final = 10.0
-"""What other members get to speak up after one left; the bridge asks them at once."""
 CLONE: Final = "another running node has this node's identity: no new addresses until one of the two is stopped"
-SILENT_SECONDS: Final = 10.0
-"""A node that is unreachable and whose session was silent so long is not answered for any more."""
 
 
 def run(config: LaunchConfig) -> int:
@@ -128,10 +121,6 @@ class Router:
             self.universe = Universe(config.range_v4, prefix_v6_of(self.tokens.domain))
         self.started_at = time.time()
         self.aes = kernel_driver.has_aes()
-        self._groups: dict[bytes, float] = {}
-        self._announced: dict[int, bytes] = {}
-        self._link_addresses: dict[bytes, str] = {}
-        self._quiet_since: dict[bytes, float] = {}
         self._warnings: list[str] = []
         self._jumping: asyncio.Future[None] | None = None
         self._terminations: dict[str, int] = {}
@@ -278,12 +267,12 @@ class Router:
         self._cni_files.prepare()
         await self.mesh_driver.start()
         closing.push_async_callback(self.mesh_driver.close)
-        self._announce(self.attachments.numbers())
+        self.record.announce()
         await self.cni.drain()
-        await self.set_targets((*self.store.targets(), *config.targets))
+        await self.view.set_targets((*self.store.targets(), *config.targets))
         tap_driver.set_carrier(self.tap, True)
         closing.callback(tap_driver.set_carrier, self.tap, False)
-        self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self._attach, self._abandoned)
+        self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self.view.attach, self.view.abandoned)
         await closing.enter_async_context(ApiServer(self.view, config.run_dir))
 
     def _make_cores(self) -> None:
@@ -299,17 +288,20 @@ class Router:
         self.engine.universe_set(int(network.network_address), network.prefixlen, self.universe.prefix_v6)
         self.engine.tokens_set([(token.id, token.mac1_key) for token in self.tokens])
         self.routes = mesh_routes.Routes(self.identity.node_id, (int(network.network_address), network.prefixlen))
+        self.peers = Peers(self.identity.node_id, self.universe, self.engine, self.routes)
+        self.record = OwnRecord(self.bridge_address, self.peers.other_owner)
         self.ipam_driver = None
         if self.ipam is not None:
             self.ipam_driver = IpamDriver(self.ipam, self.store, submit=self._writer.submit, say=self._say_ipam,
-                                          own=self._blocks_changed)
-            self._blocks_changed(self.ipam.owners())
+                                          own=self.peers.blocks_changed)
+            self.peers.blocks_changed(self.ipam.owners())
         subnet = config.default_subnet or network
         settings = PodSettings(network, config.of_pods(self.universe.network_v6), self.bridge, self.bridge_address,
                                self.pod_mtu, self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
                                lambda: self.firewall.state.hairpin, config.ipv6_first)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
-                                       announce=self._announce, owner_of=self._other_owner, addresses=self.ipam_driver,
+                                       announce=self.record.announce, owner_of=self.peers.other_owner,
+                                       addresses=self.ipam_driver,
                                        until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)))
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
@@ -324,6 +316,8 @@ class Router:
             terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings,
             firewall=self.firewall.now, book=self.book, kube=self.kube), self)
         self._known_name = self.view.name_of
+        self.peers.join(self.mesh, self.tunnel, endpoints=self._endpoints, name_of=self.view.name_of)
+        self.record.join(self.mesh_driver, self.attachments, self.ipam, self.book)
         if self.kube is not None and self.ipam_driver is not None:
             self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments, self.host,
                            use_tokens=self._use_tokens, submit=self._writer.submit)
@@ -359,7 +353,7 @@ class Router:
         self.tunnel = TunnelDriver(
             self.engine, self._tunnel_core, store=self.store, run_in_writer=self.in_writer,
             seen=self.store.peers_seen(), on_changed=self._connection_changed, on_pod_mtu=self._pod_mtu_heard,
-            on_event=self._engine_event)
+            on_event=lambda event: self.record.engine_event(event, time.monotonic()))
 
     async def in_writer(self, work: Callable[[], T]) -> T:
         """On the store's one thread."""
@@ -371,10 +365,9 @@ class Router:
         for event in events:
             match event:
                 case Delta():
-                    self._record_changed(event)
+                    self.peers.record_changed(event)
                 case mesh_events.LinkUp():
-                    self._link_addresses[event.node_id] = event.remote[0]
-                    self._peer_again(event.node_id)
+                    self.peers.link_up(event.node_id, event.remote[0])
                     self._tell_ipam(lambda ipam, now, node=event.node_id: ipam.link_up(node, now))
                 case mesh_events.IpamHeard():
                     self._tell_ipam(lambda ipam, now, e=event: ipam.receive(e.node_id, e.data, now))
@@ -405,14 +398,6 @@ class Router:
     def _say_ipam(self, words: Iterable[tuple[bytes, bytes]]) -> None:
         self.mesh_driver.do(lambda mesh, now: mesh.say_ipam(words, now))
 
-    def _blocks_changed(self, owners: Mapping[int, bytes]) -> None:
-        """Deltas of ownership become routes of the fast path."""
-        length = block_prefix(self.universe.range_v4)
-        first = int(self.universe.range_v4.network_address)
-        keys = {(first + (block << (32 - length)), length): owner for block, owner in owners.items()}
-        for operation in self.routes.set_blocks(keys):
-            self._carry_out(operation)
-
     def _make_book(self) -> None:
         """People's way to the addresses."""
         self.book = None
@@ -423,7 +408,7 @@ class Router:
                 remove=lambda plan, all_: self.host.call(
                     lambda ipr, nft: bridge_driver.remove_addresses(ipr, plan, all_)),
                 live=lambda: self.host.call(lambda ipr, nft: pod_driver.live(ipr, self.bridge.name)),
-                announce=lambda: self._announce(self.attachments.numbers()),
+                announce=self.record.announce,
                 stored=lambda: self.in_writer(self.store.ipam.load))
 
     async def _restore_addresses(self) -> None:
@@ -437,57 +422,6 @@ class Router:
             await self.kube.ports_down([f.holder for f in findings])
         await self.book.show(self.book.exposed())
 
-    # -- records -------------------------------------------------------------------------------------------------------
-
-    def _record_changed(self, delta: Delta) -> None:
-        """Routes before peers: a session that comes up finds its slot in the tables."""
-        operations = self.routes.apply(delta)
-        if delta.new is None:
-            self.tunnel.peer_remove(delta.node_id)
-        for operation in operations:
-            self._carry_out(operation)
-        if delta.new is not None and delta.node_id != self.identity.node_id:
-            self._peer(delta.node_id, delta.new.record)
-
-    def _carry_out(self, operation: mesh_routes.Operation) -> None:
-        engine = self.engine
-        match operation:
-            case mesh_routes.NodeSet():
-                flags = fastpath.NODE_ANSWER * operation.answer | fastpath.NODE_FLOOD * operation.flood
-                engine.node_set(operation.slot, flags=flags, pod_mtu=max(operation.pod_mtu, limits.POD_MTU_MIN))
-            case mesh_routes.NodeDel():
-                engine.node_del(operation.slot)
-            case mesh_routes.RouteSet():
-                engine.route_set(operation.number, operation.prefix_len, operation.slot, operation.mac)
-            case mesh_routes.RouteDel():
-                engine.route_del(operation.number, operation.prefix_len)
-            case mesh_routes.GroupsSet() if operation.slot > fastpath.SLOT_LOCAL:
-                engine.groups_set(operation.slot, operation.macs)
-            case _:
-                pass
-
-    def _peer(self, node_id: bytes, record: Record) -> None:
-        self.tunnel.peer_set(PeerInfo(
-            node_id, self.routes.slots.of(node_id), record.x25519_public, self._ways_to(node_id, record),
-            record.incarnation, record.pod_mtu,
-            plaintext=bool(record.flags & FLAG_PLAINTEXT) or Trust(record.trusted).all_of(self._endpoints()),
-            aes=not record.flags & FLAG_NO_AES))
-
-    def _ways_to(self, node_id: bytes, record: Record) -> tuple[Endpoint, ...]:
-        """The address its link proved comes first; one inside the overlay would send the overlay through itself."""
-        proven = self._link_addresses.get(node_id)
-        ways = [endpoint for endpoint in record.endpoints if not self._inside(endpoint[0])]
-        return tuple(sorted(ways, key=lambda endpoint: endpoint[0] != proven))
-
-    def _peer_again(self, node_id: bytes) -> None:
-        signed = self.mesh.table.get(node_id)
-        if signed is not None and self.routes.slots.of(node_id) > fastpath.SLOT_LOCAL:
-            self._peer(node_id, signed.record)
-
-    def _other_owner(self, number: int) -> str | None:
-        owner = self.routes.owner_of(number)
-        return None if owner in (None, self.identity.node_id) else self.view.name_of(owner or b"")
-
     # -- the fast path and the tunnel speak ----------------------------------------------------------------------------
 
     def _connection_changed(self, change: effects.Changed) -> None:
@@ -498,93 +432,19 @@ class Router:
         node_id = self.routes.slots.node(slot)
         _log.info("pod MTU", extra={"peer": node_id.hex() if node_id else slot, "mtu": mtu})
 
-    def _engine_event(self, event: tuple[Any, ...]) -> None:
-        if event[0] == fastpath.EV_GROUP:
-            self._group(event[1], event[2])
-        elif event[0] == fastpath.EV_ANNOUNCE:
-            self._foreign_mac(event[1], event[2])
-
-    def _group(self, mac: bytes, joined: bool) -> None:
-        """The bridge is a querier: members report again within GROUP_SECONDS, and at once after somebody left."""
-        known = mac in self._groups
-        if joined:
-            self._groups[mac] = time.monotonic() + GROUP_SECONDS
-        elif known:
-            self._groups[mac] = min(self._groups[mac], time.monotonic() + LEAVE_SECONDS)
-        if joined and not known:
-            self._tell_groups()
-
-    def _tell_groups(self) -> None:
-        self.mesh_driver.do(lambda mesh, now: mesh.set_groups(self._groups, now))
-
-    def _expire_groups(self) -> None:
-        now = time.monotonic()
-        gone = [mac for mac, until in self._groups.items() if until < now]
-        for mac in gone:
-            del self._groups[mac]
-        if gone:
-            self._tell_groups()
-
-    def _foreign_mac(self, number: int, mac: bytes) -> None:
-        """A local station speaks for an address of the range with its own MAC: announce both (an exception)."""
-        known = mac in (mac_of(number), self._announced.get(number), self.attachments.exceptions().get(number))
-        if known or self._other_owner(number) is not None or len(self._announced) >= limits.RECORD_PREFIXES_MAX // 2:
-            return
-        self._announced[number] = mac
-        with contextlib.suppress(ValueError):
-            self._announce(self.attachments.numbers())
-
-    def _announce(self, numbers: Iterable[int]) -> None:
-        """What this node answers for beside its blocks. ValueError when the record cannot hold it."""
-        bridge = () if self.bridge_address is None else (int(self.bridge_address),)
-        found = {number: Prefix(number, 32) for number in (*numbers, *bridge)
-                 if self.ipam is None or not self.ipam.covers(number)}
-        if self.bridge_address is not None and self.book is not None:
-            found |= {number: Prefix(number, 32, mac_of(int(self.bridge_address))) for number in self.book.exposed()}
-        for number, mac in (self._announced | self.attachments.exceptions()).items():
-            found[number] = Prefix(number, 32, mac)
-        self.mesh_driver.do(lambda mesh, now: mesh.set_prefixes(found.values(), now))
-
-    async def set_targets(self, targets: Iterable[str]) -> schema.TargetsReply:
-        """Exactly these, on disk first. Names are checked before anything changes."""
-        wanted = tuple(dict.fromkeys(targets))
-        for target in wanted:
-            parse_target(target)
-        await self.in_writer(lambda: self.store.set_targets(wanted))
-        present = {target.text for target in self.mesh.targets.all()}
-        for target in present.difference(wanted):
-            self.mesh_driver.do(lambda mesh, now, target=target: mesh.target_remove(target, now))  # type: ignore[misc]
-        for target in wanted:
-            if target not in present:
-                self.mesh_driver.do(lambda mesh, now, target=target: mesh.target_add(target, now))  # type: ignore[misc]
-        return schema.TargetsReply(targets=wanted)
-
     # -- slow facts ----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self._answer_or_not()
-            self._expire_groups()
+            self.peers.answer_or_not(time.monotonic())
+            self.record.expire_groups(time.monotonic())
             addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
             if addresses != self.addresses:
                 self.addresses = addresses
                 self.tunnel.local_addresses_set(frozenset(addresses))
                 self.mesh_driver.do(lambda mesh, now: mesh.set_endpoints(self._endpoints(), now))
-                for signed in list(self.mesh.table):  # whether they trust us may be different now
-                    self._peer_again(signed.node_id)
-
-    def _answer_or_not(self) -> None:
-        """ARP and ND are not answered for a node that is unreachable and whose session has been silent."""
-        now = time.monotonic()
-        reachable = self.mesh.status().reachable
-        for status in self.tunnel.status():
-            alive = status.node_id in reachable or status.state in (State.ESTABLISHED, State.SUSPECT)
-            since = self._quiet_since.setdefault(status.node_id, now)
-            if alive:
-                self._quiet_since.pop(status.node_id)
-            for operation in self.routes.answer(status.node_id, alive or now - since < SILENT_SECONDS):
-                self._carry_out(operation)
+                self.peers.all_again()
 
     def _reread_tokens(self) -> None:
         if not self.config.token_file:
@@ -606,90 +466,6 @@ class Router:
         self.tunnel.tokens_set(tokens)
         self.mesh_driver.do(lambda mesh, now: mesh.tokens_set(tokens, now))
         _log.info("tokens reread", extra={"sending": f"{tokens.first.id:08x}", "accepted": len(tokens.ids)})
-
-    # -- pods ----------------------------------------------------------------------------------------------------------
-
-    async def _attach(self, request: Request) -> dict[str, Any]:
-        if "cni" in request.body or "probe" in request.body:
-            return await self.cni.handle(request)
-        if request.netns < 0:
-            return {"error": "the request cannot be read: no namespace came with it", "exit_status": 2}
-        try:
-            wanted = msgspec.convert(request.body, schema.AttachRequest)
-            attachment = await self.attachments.attach(wish_of(wanted, request))
-        except (msgspec.ValidationError, ValueError) as error:
-            return {"error": f"the request cannot be read: {error}", "exit_status": 2}
-        except UserError as error:
-            return {"error": str(error), "exit_status": error.exit_status}
-        return dict(msgspec.to_builtins(self.view.attachment(attachment)))
-
-    async def _abandoned(self, request: Request, reply: dict[str, Any]) -> None:
-        """The client went away before it had its answer: it will ask again, or nobody wants the pod."""
-        if request.undo is not None:
-            await request.undo()
-        elif "container_id" in reply:
-            await self.attachments.detach(reply["container_id"], reply["ifname"])
-
-
-class Commands(View):
-    """The RouterApi: the page, and what people may tell a router."""
-
-    def __init__(self, parts: Parts, router: Router) -> None:
-        super().__init__(parts)
-        self._router = router
-
-    async def connect(self, request: schema.ConnectRequest) -> schema.TargetsReply:
-        present = () if request.replace else await self._router.in_writer(self._router.store.targets)
-        return await self._router.set_targets((*present, *request.targets))
-
-    async def forget(self, request: schema.ForgetRequest) -> schema.TargetsReply:
-        present = await self._router.in_writer(self._router.store.targets)
-        unknown = [target for target in request.targets if target not in present]
-        if unknown:
-            raise UserError(f"{unknown[0]} is no target: see `weave-router status targets`")
-        return await self._router.set_targets([target for target in present if target not in request.targets])
-
-    async def detach(self, request: schema.DetachRequest) -> schema.DetachReply:
-        held = self._router.attachments
-        wanted = [attachment for attachment in held.all() if fits(attachment, request)]
-        if not wanted:
-            raise UserError("no such pod is attached here: see `weave-router status ipam`")
-        for attachment in wanted:
-            await held.detach(attachment.container, attachment.ifname)
-        return schema.DetachReply(detached=tuple(self.attachment(a) for a in wanted))
-
-    async def claim(self, request: schema.ClaimRequest) -> schema.AddressesReply:
-        return await self._book.claim(request)
-
-    async def expose(self, request: schema.ExposeRequest) -> schema.AddressesReply:
-        return await self._book.expose(request)
-
-    async def ipam_check(self, request: schema.CheckRequest) -> schema.CheckReply:
-        return await self._book.check(request)
-
-    async def ungate(self, request: schema.UngateRequest) -> schema.Ipam:
-        await self._book.ungate()
-        return self.ipam()
-
-    @property
-    def _book(self) -> AddressBook:
-        if self._router.book is None:
-            raise UserError("this node gives no addresses (--ipalloc-init none): all are named by hand")
-        return self._router.book
-
-    async def capture(self, request: schema.CaptureRequest) -> Capture:
-        slot = self.slot_of(request.peer) if request.peer else None
-        number = self.number_of(request.pod) if request.pod else None
-        return EngineCapture(self._parts.engine, slot, number, request.snap)
-
-
-def wish_of(wanted: schema.AttachRequest, request: Request) -> Wish:
-    """The namespace's device and inode name the pod where nobody does."""
-    status = os.fstat(request.netns)
-    container = wanted.container_id or f"netns-{status.st_dev:x}-{status.st_ino}"
-    address = IPv4Interface(wanted.address) if wanted.address else None
-    return Wish(container, wanted.ifname, address, status.st_ino, request.netlink, request.netns)
-
 
 def run_directory(path: str) -> Path:
     directory = Path(path)

@@ -46,7 +46,7 @@ class World:
         settings = PodSettings(UNIVERSE, TWIN, BridgePlan("weave", "weave-tap", 1368, None, ()), address, 1368, "boot",
                                default_ipv6=True)
         self.attachments = Attachments(
-            settings, host=self, store=self, in_writer=self.in_writer, announce=lambda numbers: None,
+            settings, host=self, store=self, in_writer=self.in_writer, announce=lambda: None,
             owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, until_sent=self.until_sent, addresses=addresses)
         self.service = CniService(settings, self.attachments, self, self, lambda fd: fd, self.number_of)
 

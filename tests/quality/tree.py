@@ -22,7 +22,7 @@ def name_of(path: Path) -> str:
 def room_of(path: Path) -> str:
     """``tunnel`` for weave_router/tunnel/core.py, ``store`` for weave_router/store.py and store_file.py."""
     first = path.relative_to(PRODUCT).parts[0].removesuffix(".py")
-    return first.split("_")[0] if first.startswith("store_") else first
+    return first.split("_")[0] if first.startswith(("store_", "router_")) else first
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:

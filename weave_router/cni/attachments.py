@@ -70,13 +70,13 @@ class Wish:
 
 
 class Attachments:
-    """``announce``: all host numbers of this node, after each change; raises ValueError when a record is full.
+    """``announce``: tells others this node's numbers, after each change; raises ValueError when a record is full.
     ``owner_of``: name of another node that announces a number, None where nobody does. ``until_sent``: waits a little
     until other nodes were told a number and a MAC that does not follow from it. ``addresses`` None: by hand."""
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
-                 announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None],
+                 announce: Callable[[], None], owner_of: Callable[[int], str | None],
                  until_sent: Callable[[int, bytes], Awaitable[None]], addresses: Addresses | None = None) -> None:
         self._settings = settings
         self._host = host
@@ -193,7 +193,7 @@ class Attachments:
         self._note(mended)
         self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
         try:
-            self._announce(self.numbers())
+            self._announce()
         except ValueError:
             await asyncio.shield(self._unwire(key, before))
             raise UserError(
@@ -246,7 +246,7 @@ class Attachments:
     async def _unwire(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         await self._host.detach(self._guard(self._held[key]))
         await self._forget(key, but)
-        self._announce(self.numbers())
+        self._announce()
 
     # -- plans -----------------------------------------------------------------------------------------------------
 
