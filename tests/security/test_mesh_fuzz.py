@@ -6,12 +6,12 @@ inputs each (10,000 without); seeds are fixed, the failing input is in the asser
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgpack
 import pytest
+from security.test_corpus import corpus
 from unit.mesh_helpers import DOMAIN, full_record, identity, signed
 from unit.mesh_sim import PORT, Network, remembered_verify, tokens
 
@@ -29,13 +29,7 @@ from weave_router.tunnel.identity import verify
 from weave_router.tunnel.wire import SuiteCode
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
-CORPUS = [line.split() for line in (Path(__file__).parent / "corpus" / "mesh.txt").read_text().splitlines()
-          if not line.startswith("#")]
 FULL = sign_record(full_record(1), identity(1).sign)
-
-
-def corpus(kind: str) -> list[bytes]:
-    return [bytes.fromhex(text) for name, text in CORPUS if name == kind]
 
 
 def mutated(rng: Random, data: bytes) -> bytes:
