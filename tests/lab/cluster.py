@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from .lab import Lab
+from .namespace import LabError
 from .network import Host, Pod
 from .router import Router, ping, wait_for
 
@@ -84,3 +85,21 @@ def wait_joined(lab: Lab, pods: Sequence[Pod]) -> None:
             wait_for(f"ping {family} from {near.label} to {far.label}", reach, JOIN_DEADLINE)
 
     lab.parallel(*(partial(join, near, far) for near, far in pairs(firsts)))
+
+
+def wait_group_known(lab: Lab, sender: Pod, others: Sequence[Pod], group: str, port: int) -> None:
+    """A joined group reaches other hosts with their records: knock on ``port`` until each host has heard one."""
+    enough = {"enough": 1, "timeout": JOIN_DEADLINE}
+    elsewhere = [pod for pod in others if pod.host is not sender.host]
+    heard = [
+        lab.traffic.listen(pod, "mcast-recv", group=group, interface="eth0", port=port, **enough) for pod in elsewhere
+    ]
+    knocks = lab.traffic.start(
+        sender, "mcast-send", to=group, interface="eth0", port=port, count=int(JOIN_DEADLINE) * 20, pps=20
+    )
+    try:
+        late = [task.what for task in heard if not task.result(JOIN_DEADLINE + 5)["unique"]]
+    finally:
+        knocks.kill()
+    if late:
+        raise LabError(f"{group}: not heard within {JOIN_DEADLINE} s: {', '.join(late)}")

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import plugin
-from .cluster import JOIN_DEADLINE, pairs, routers_for, wait_joined
+from .cluster import JOIN_DEADLINE, pairs, routers_for, wait_group_known, wait_joined
 from .iperf import iperf
 from .lab import Lab
 from .namespace import LabError, sweep
@@ -158,7 +158,7 @@ class Demo:
         for group in GROUPS.values():
             listen = partial(self.lab.traffic.listen, mode="mcast-recv", group=group, interface="eth0", port=GROUP_PORT)
             tasks = [listen(pod) for pod in others]
-            wait_group_known(sender, others, group, self.lab)
+            wait_group_known(self.lab, sender, others, group, GROUP_PORT + 1)
             send = self.lab.traffic.start(
                 sender, "mcast-send", to=group, interface="eth0", port=GROUP_PORT, count=100, pps=200, max_size=1200
             )
@@ -235,24 +235,6 @@ def batches(tasks: Sequence[Callable[[], float | None]], size: int) -> Iterator[
     """Not all at once: sixty pings on two cores would measure the scheduler."""
     for at in range(0, len(tasks), size):
         yield tasks[at : at + size]
-
-
-def wait_group_known(sender: Pod, others: Sequence[Pod], group: str, lab: Lab) -> None:
-    """A joined group reaches other hosts with their records: knock on another port until each host has heard one."""
-    port, enough = GROUP_PORT + 1, {"enough": 1, "timeout": JOIN_DEADLINE}
-    elsewhere = [pod for pod in others if pod.host is not sender.host]
-    heard = [
-        lab.traffic.listen(pod, "mcast-recv", group=group, interface="eth0", port=port, **enough) for pod in elsewhere
-    ]
-    knocks = lab.traffic.start(
-        sender, "mcast-send", to=group, interface="eth0", port=port, count=int(JOIN_DEADLINE) * 20, pps=20
-    )
-    try:
-        late = [task.what for task in heard if not task.result(JOIN_DEADLINE + 5)["unique"]]
-    finally:
-        knocks.kill()
-    if late:
-        raise LabError(f"{group}: not heard within {JOIN_DEADLINE} s: {', '.join(late)}")
 
 
 def main() -> int:
