@@ -9,12 +9,6 @@ import pytest
 from quality.tree import PRODUCT, ROOT, name_of, python_files
 
 LINES_MAX = 700
-LONG_FOR_A_REASON = {
-    "weave_router/fastpath/inside.pyx": "the batch loop from the TAP to the wire, straight-line code",
-    "weave_router/fastpath/outside.pyx": "the batch loop from the wire to the TAP, straight-line code",
-    "weave_router/fastpath/engine.pyx": "one class is the whole border between Python and C",
-}
-"""Files that may pass LINES_MAX, each with its reason."""
 
 
 def head_lines(path: Path) -> int:
@@ -49,7 +43,7 @@ def test_no_file_is_too_long() -> None:
     files = [*python_files("weave_router", "tests", "benchmarks"), *PRODUCT.rglob("*.pyx")]
     lines = {name_of(path): len(path.read_text().splitlines()) for path in files}
     long = {name: count for name, count in lines.items() if count > LINES_MAX}
-    assert long.keys() <= LONG_FOR_A_REASON.keys(), long
+    assert long == {}
 
 
 def test_hostile_readers_wear_their_mark() -> None:

@@ -4,42 +4,37 @@
 Called from one thread, the event loop's; knows nothing of the rooms above it. It owns all memory the workers share and
 frees what they may still see only after each has passed a quiescent point.
 """
-import socket
 import threading
-from collections import namedtuple
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from weave_router.fastpath.addresses cimport endpoint_of, fill_path, local_of
 from weave_router.fastpath.aead cimport cipher_init
-from weave_router.fastpath.counters cimport C_COUNT, D_COUNT
+from weave_router.fastpath.figures cimport (
+    capture_begin,
+    capture_take,
+    counters_of,
+    counters_sum,
+    drops_of,
+    session_figures_of,
+    stations_of,
+    trace_of,
+)
 from weave_router.fastpath.includes.linux cimport (
-    AF_INET as C_AF_INET,
-    AF_INET6 as C_AF_INET6,
-    CMSG_LEN,
-    CMSG_SPACE,
     EFD_CLOEXEC,
     EFD_NONBLOCK,
-    IP_PKTINFO,
-    IPPROTO_IP,
-    IPPROTO_IPV6,
-    IPV6_PKTINFO,
     MSG_DONTWAIT,
     close,
-    cmsghdr,
     errno,
     eventfd,
     getsockname,
-    in6_pktinfo,
-    in_pktinfo,
     iovec,
     msghdr,
     read,
     sendmsg,
     sockaddr,
-    sockaddr_in,
     sockaddr_in6,
     socklen_t,
     write,
@@ -51,10 +46,8 @@ from weave_router.fastpath.includes.native cimport (
     release32,
     release64,
     release_ptr,
-    relaxed64,
     spin_lock,
     spin_unlock,
-    store_be64,
 )
 from weave_router.fastpath.includes.openssl cimport (
     OPENSSL_cleanse,
@@ -75,11 +68,9 @@ from weave_router.fastpath.report cimport (
     EV_REKEY_,
     EV_TOKEN_,
     EV_VERSION_,
-    boottime_ns,
 )
 from weave_router.fastpath.routes cimport Routes
 from weave_router.fastpath.state cimport (
-    CAPTURE,
     COMMANDS,
     EVENT_BYTES,
     EVENTS,
@@ -96,11 +87,9 @@ from weave_router.fastpath.state cimport (
     SLOT_NONE_,
     STATIONS,
     TOKENS_MAX,
-    TRACE,
     TRIE_NODES_MAX,
     WORKERS_MAX,
     Capture,
-    Captured,
     Command,
     Event,
     Exceptions,
@@ -111,7 +100,6 @@ from weave_router.fastpath.state cimport (
     Shared,
     Station,
     Tokens,
-    TraceEntry,
     TrieNode,
     Worker,
     entry_prefix,
@@ -123,7 +111,9 @@ from weave_router.fastpath.worker cimport worker_free, worker_new, worker_run
 
 from weave_router.fastpath.aead import CIPHERS as _CIPHERS
 from weave_router.fastpath.aead import CIPHERS_OPENSSL
-from weave_router.fastpath.counters import COUNTERS, DROP_REASONS
+from weave_router.fastpath.counters import COUNTERS as _COUNTERS
+from weave_router.fastpath.counters import DROP_REASONS as _DROP_REASONS
+from weave_router.fastpath.figures import SessionFigures as _SessionFigures
 
 SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
 SLOT_NONE, SLOT_LOCAL = SLOT_NONE_, SLOT_LOCAL_
@@ -135,87 +125,7 @@ EV_NEED_SESSION, EV_CONFIRMED, EV_CANDIDATE = EV_NEED_SESSION_, EV_CONFIRMED_, E
 EV_REKEY, EV_PATH_ERROR, EV_GSO_OFF = EV_REKEY_, EV_PATH_ERROR_, EV_GSO_OFF_
 EV_ANNOUNCE, EV_GROUP = EV_ANNOUNCE_, EV_GROUP_
 CIPHERS = dict(_CIPHERS)
-
-SessionFigures = namedtuple("SessionFigures", (
-    "tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "last_tx_ns", "last_rx_ns", "first_unanswered_ns", "rx_failed",
-    "unanswered_rx_ns",
-))
-
-cdef object inet_pton = socket.inet_pton
-cdef object inet_ntop = socket.inet_ntop
-cdef object AF4 = socket.AF_INET
-cdef object AF6 = socket.AF_INET6
-cdef bytes MAPPED = b"\0" * 10 + b"\xff\xff"
-
-
-cdef object text_of(const uint8_t *address, int n):
-    """Address bytes as text; IPv4-mapped as dotted quad."""
-    raw = PyBytes_FromStringAndSize(<const char *>address, n)
-    if n == 4:
-        return inet_ntop(AF4, raw)
-    if raw.startswith(MAPPED):
-        return inet_ntop(AF4, raw[12:])
-    return inet_ntop(AF6, raw)
-
-
-cdef object endpoint_of(const sockaddr_in6 *a):
-    cdef const sockaddr_in *four = <const sockaddr_in *>a
-    if a.sin6_family == C_AF_INET6:
-        return (text_of(a.sin6_addr.s6_addr, 16), socket.ntohs(a.sin6_port))
-    return (text_of(<const uint8_t *>&four.sin_addr, 4), socket.ntohs(four.sin_port))
-
-
-cdef object local_of(const Event *event):
-    if event.local_family == 4:
-        return text_of(event.local, 4)
-    return text_of(event.local, 16) if event.local_family == 6 else ""
-
-
-cdef int fill_path(Path *path, object remote, object local, int family) except -1:
-    """Socket address of `remote` and a pktinfo cmsg for `local`, for a socket of `family`."""
-    cdef sockaddr_in *four = <sockaddr_in *>&path.remote
-    cdef in_pktinfo info4
-    cdef in6_pktinfo info6
-    cdef cmsghdr *c = <cmsghdr *>path.control
-    text, port = remote
-    cdef bint is_six = ":" in text
-    if is_six and family != C_AF_INET6:
-        raise ValueError(f"{text}: this host's socket speaks IPv4 only")
-    raw = inet_pton(AF6 if is_six else AF4, text)
-    path.family = family
-    path.outer_family = 6 if is_six else 4
-    if family == C_AF_INET6:
-        six = raw if is_six else MAPPED + raw
-        path.remote.sin6_family = C_AF_INET6
-        path.remote.sin6_port = socket.htons(port)
-        memcpy(path.remote.sin6_addr.s6_addr, <const uint8_t *><bytes>six, 16)
-        path.remote_size = sizeof(sockaddr_in6)
-    else:
-        four.sin_family = C_AF_INET
-        four.sin_port = socket.htons(port)
-        memcpy(&four.sin_addr, <const uint8_t *><bytes>raw, 4)
-        path.remote_size = sizeof(sockaddr_in)
-    if not local:
-        return 0
-    raw = inet_pton(AF6 if ":" in local else AF4, local)
-    if len(raw) == 4:
-        memset(&info4, 0, sizeof(info4))
-        memcpy(&info4.ipi_spec_dst, <const uint8_t *><bytes>raw, 4)
-        c.cmsg_level = IPPROTO_IP
-        c.cmsg_type = IP_PKTINFO
-        c.cmsg_len = CMSG_LEN(sizeof(info4))
-        memcpy(path.control + CMSG_LEN(0), &info4, sizeof(info4))
-        path.control_size = CMSG_SPACE(sizeof(info4))
-    else:
-        memset(&info6, 0, sizeof(info6))
-        memcpy(info6.ipi6_addr.s6_addr, <const uint8_t *><bytes>raw, 16)
-        c.cmsg_level = IPPROTO_IPV6
-        c.cmsg_type = IPV6_PKTINFO
-        c.cmsg_len = CMSG_LEN(sizeof(info6))
-        memcpy(path.control + CMSG_LEN(0), &info6, sizeof(info6))
-        path.control_size = CMSG_SPACE(sizeof(info6))
-    return 0
-
+COUNTERS, DROP_REASONS, SessionFigures = _COUNTERS, _DROP_REASONS, _SessionFigures
 
 cdef void session_free(Session *s) noexcept:
     cdef int i
@@ -662,17 +572,7 @@ cdef class Engine:
         self._retire(0, gone)
 
     def session_figures(self, object session):
-        cdef Session *it = self._session(session)
-        cdef uint64_t tx = 0, tx_bytes = 0, rx = 0, rx_bytes = 0, failed = 0
-        cdef int i
-        for i in range(self.workers):
-            tx += relaxed64(&it.tx[i].packets)
-            tx_bytes += relaxed64(&it.tx[i].bytes)
-            rx += relaxed64(&it.tx[i].rx_packets)
-            rx_bytes += relaxed64(&it.tx[i].rx_bytes)
-            failed += relaxed64(&it.tx[i].rx_failed)
-        return SessionFigures(tx, tx_bytes, rx, rx_bytes, relaxed64(&it.last_tx_ns), relaxed64(&it.last_rx_ns),
-                              relaxed64(&it.first_unanswered_ns), failed, relaxed64(&it.unanswered_rx_ns))
+        return session_figures_of(self._session(session), self.workers)
 
     def path_set(self, int slot, *, object remote, object local, int epoch, int payload_max, int flags):
         cdef Node *n = self._node(slot)
@@ -759,73 +659,28 @@ cdef class Engine:
     # -- figures --------------------------------------------------------------------------------------------------
 
     def worker_counters(self):
-        cdef int i, j
-        found = []
-        for i in range(self.workers):
-            figures = {}
-            for j in range(<int>C_COUNT):
-                figures[COUNTERS[j]] = relaxed64(&self.w[i].counters[j])
-            found.append(figures)
-        return found
+        return [counters_of(self.w[i]) for i in range(self.workers)]
 
     def counters(self):
-        each = self.worker_counters()
-        return {name: sum([one[name] for one in each]) for name in COUNTERS} | {"commands_lost": self.commands_lost}
+        return counters_sum(self.worker_counters()) | {"commands_lost": self.commands_lost}
 
     def drops(self):
-        cdef int i, j
-        cdef uint64_t total
-        found = {}
-        for j in range(<int>D_COUNT):
-            total = 0
-            for i in range(self.workers):
-                total += relaxed64(&self.w[i].drops[j])
-            found[DROP_REASONS[j]] = total
-        return found
+        return drops_of(self.w, self.workers)
 
     def stations(self):
-        cdef uint64_t now = boottime_ns()
-        cdef uint8_t mac[8]
-        cdef int i
-        found = []
-        for i in range(STATIONS):
-            if self.s.stations[i].mac:
-                store_be64(mac, self.s.stations[i].mac)
-                found.append((mac[2:8], self.s.stations[i].slot, (now - self.s.stations[i].seen_ns) // 1000000))
-        return found
+        return stations_of(self.s)
 
     def trace(self):
-        cdef int i
-        cdef uint64_t head, at
-        cdef TraceEntry *entry
         found = []
         for i in range(self.workers):
-            head = acquire64(&self.w[i].trace_head)
-            for at in range(head - TRACE if head > TRACE else 0, head):
-                entry = &self.w[i].trace[at & (TRACE - 1)]
-                found.append((entry.ns, i, entry.what, entry.a, entry.b))
+            found += trace_of(self.w[i])
         return sorted(found)
 
     def capture_start(self, *, object slot=None, object number=None, int snap=2048):
-        cdef Capture *c = self.s.capture
-        if c.on:
-            raise ValueError("a capture is running")
-        c.slot = -1 if slot is None else slot
-        c.number = -1 if number is None else number
-        c.snap = min(max(snap, 64), 2048)
-        c.head = c.tail = c.lost = 0
-        release32(&c.on, 1)
+        capture_begin(self.s.capture, slot, number, snap)
 
     def capture_read(self):
-        cdef Capture *c = self.s.capture
-        cdef Captured *entry
-        cdef uint64_t head = acquire64(&c.head)
-        found = []
-        while c.tail < head:
-            entry = &c.ring[c.tail & (CAPTURE - 1)]
-            found.append((entry.ns, entry.direction, entry.size, entry.data[:entry.kept]))
-            release64(&c.tail, c.tail + 1)
-        return found
+        return capture_take(self.s.capture)
 
     def capture_stop(self):
         release32(&self.s.capture.on, 0)
