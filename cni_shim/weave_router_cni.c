@@ -67,6 +67,7 @@ struct text { const char *at; size_t len; }; /* borrowed */
 struct buffer { char *at; size_t len, size; bool over; };
 
 static char socket_path[sizeof((struct sockaddr_un *)0)->sun_path] = "/run/weave-router/attach.sock";
+static bool own_only; /* a probe speaks of its own pod's router */
 static char journal_path[256] = "/var/lib/weave-router/cni-journal";
 static int version = VERSION_COUNT - 1; /* index of the configuration's in VERSIONS */
 static char config[CONFIG_MAX + 1], request_room[REQUEST_MAX], reply[REPLY_MAX + 1];
@@ -335,6 +336,13 @@ static bool receive(int fd, char *at, size_t len, long long end) {
 }
 
 /* One request, one answer into `reply`; false: there was none within that time. */
+/* One in another pid namespace has no process id here: the other router of a roll-out. */
+static bool is_foreign(int fd) {
+    struct ucred peer = {0};
+    socklen_t size = sizeof peer;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid == 0;
+}
+
 static bool ask(const struct buffer *request, const int *fds, int count, int milliseconds) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval timeout = {.tv_sec = milliseconds / 1000};
@@ -344,7 +352,7 @@ static bool ask(const struct buffer *request, const int *fds, int count, int mil
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return false;
     bool answered = setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) == 0 &&
-                    connect(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+                    connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && !(own_only && is_foreign(fd)) &&
                     send_request(fd, request, fds, count, end) && receive(fd, (char *)&head, sizeof head, end);
     if (answered) {
         reply_len = ntohl(head);
@@ -465,12 +473,22 @@ static int show_version(void) {
                   VERSIONS[found < 0 ? VERSION_COUNT - 1 : found]) < 0 || fflush(stdout) != 0;
 }
 
+/* Of the router that serves, or else of one that waits for its turn and answers at standby.sock. */
 static int probe(const char *kind, const char *path) {
-    char text[64];
+    static const char standby[] = "standby.sock";
+    char text[64], serving[sizeof socket_path];
     if (path && strlen(path) < sizeof socket_path) strcpy(socket_path, path);
+    strcpy(serving, socket_path);
     snprintf(text, sizeof text, "{\"probe\":\"%s\"}", kind);
     struct buffer request = {text, strlen(text), sizeof text, false};
+    own_only = true;
     if (ask(&request, NULL, 0, AGAIN_MS) && reply_len == 2) return 0;
+    char *name = strrchr(socket_path, '/');
+    if (name && (size_t)(name + 1 - socket_path) + sizeof standby <= sizeof socket_path) {
+        strcpy(name + 1, standby);
+        if (ask(&request, NULL, 0, AGAIN_MS) && reply_len == 2) return 0;
+        strcpy(socket_path, serving);
+    }
     fprintf(stderr, "weave-router-cni: the router at %s is not %s\n", socket_path, kind);
     return 1;
 }

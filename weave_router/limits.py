@@ -187,6 +187,15 @@ UDP_BUFFER_BYTES: Final = 4 << 20
 LOCK_RETRY_SECONDS: Final = 0.05
 """Pause between two tries at a TAP lock whose holder cannot be asked (another namespace)."""
 
+LOCK_WAITERS: Final = 8
+"""Connections to a TAP lock that its holder has not looked at yet: one heir and a few that ask who holds it."""
+
+SUCCESSION_SECONDS: Final = 10.0
+"""What an heir gets to load before the old router ends without it: five times a start; a pod's end comes after 15 s."""
+
+ESTATE_BYTES_MAX: Final = 36 << 20
+"""What an heir reads of its predecessor: RECORDS_MAX records of RECORD_BYTES_MAX, and 18 bytes for each session."""
+
 UNDERLAY_OVERHEAD: Final = 132
 """Underlay MTU minus pod MTU: IPv6 underlay 102, relay wrapper 24, one VLAN tag 4, rounded up to an even 4-byte sum."""
 

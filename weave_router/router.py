@@ -28,16 +28,16 @@ from weave_router.cni import cni_driver
 from weave_router.cni.attachments import Attachments, PodSettings
 from weave_router.cni.service import CniService
 from weave_router.config import LaunchConfig, literals
-from weave_router.errors import UsageError, UserError
+from weave_router.errors import BadPacket, UsageError, UserError
 from weave_router.fastpath import engine as fastpath
 from weave_router.host import (
     bridge_driver,
     install_driver,
     kernel_driver,
-    lock_driver,
     netlink_driver,
     overlap,
     pod_driver,
+    succession_driver,
     tap_driver,
     udp_driver,
     underlay_driver,
@@ -53,6 +53,7 @@ from weave_router.mesh import events as mesh_events
 from weave_router.mesh import routes as mesh_routes
 from weave_router.mesh.core import Mesh
 from weave_router.mesh.driver import MeshDriver
+from weave_router.mesh.estate import Estate, decode_estate_untrusted, encode_estate
 from weave_router.mesh.record import FLAG_NO_AES, FLAG_PLAINTEXT, Endpoint
 from weave_router.mesh.table import Delta
 from weave_router.router_commands import Commands
@@ -64,6 +65,7 @@ from weave_router.tunnel import effects
 from weave_router.tunnel.core import Tunnel
 from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.identity import Identity
+from weave_router.tunnel.state import State
 from weave_router.tunnel.timers import timers_from_environment
 from weave_router.tunnel.token import TokenSet
 from weave_router.tunnel.token_driver import load_tokens
@@ -78,6 +80,8 @@ _log = logging.getLogger(__name__)
 ATTACH_SOCKET: Final = "attach.sock"
 LOOK_SECONDS: Final = 2.0
 """How often slow facts are looked at: own addresses, peers whose numbers are to be answered, the bridge."""
+TURN_SECONDS: Final = 60.0
+"""How long a roll-out's router waits for the one before it, which its pod's end gives 15 s; then it starts anew."""
 CLONE: Final = "another running node has this node's identity: no new addresses until one of the two is stopped"
 
 
@@ -125,17 +129,19 @@ class Router:
         self._jumping: asyncio.Future[None] | None = None
         self._terminations: dict[str, int] = {}
         self._stop = asyncio.Event()
+        self._bequeathed = False
         self.view: Commands
         self._known_name: Callable[[bytes], str] = lambda node_id: node_id.hex()[:12]
 
     # -- before the loop ---------------------------------------------------------------------------------------------
 
     def prepare(self, undo: contextlib.ExitStack) -> None:
-        """Locks, store, TAP, port: in the order in which a second router is to fail."""
+        """The lock or a place behind it, then the store: in the order in which a second router is to fail."""
         config = self.config
         run_dir = run_directory(config.run_dir)
-        lock = lock_driver.take(run_dir, config.tap, wait=60.0 if config.kubernetes else 0.0)  # rolling update
-        undo.callback(lock.release)
+        self._turn = succession_driver.await_turn(
+            run_dir, config.tap, wait=TURN_SECONDS if config.kubernetes else 0.0)
+        undo.callback(self._turn.release)
         self.store = undo.enter_context(Store.open(config.state_dir, boot_id=self.boot_id))
         self._writer = GroupWriter(self.store)
         undo.callback(self._writer.shutdown)
@@ -144,7 +150,10 @@ class Router:
             config = self._agree()
         self._survey()
         older = start_driver.is_older(run_dir, self.boot_id, self.identity.node_id, self.store.incarnation())
-        self.incarnation = self.store.raise_incarnation()
+        with self.store.batch():
+            self.incarnation = self.store.raise_incarnation()
+            self._counter_start = self.store.counter_start()  # reserved now: the first handshakes wait for no disk
+            self.store.counter_block(self._counter_start + limits.COUNTER_BLOCK)
         start_driver.remember(run_dir, self.boot_id, self.identity.node_id, self.incarnation)
         self.ipam = start_driver.open_service(
             config, self.store, self.identity, self.tokens.domain, boot_id=self.boot_id, incarnation=self.incarnation,
@@ -154,10 +163,6 @@ class Router:
             self.kube.open(self.ipam)
         self.bridge_address = self._bridge_address()
         self.workers = worker_count(config.workers, os.cpu_count() or 1)
-        self.udp = udp_driver.open_udp(config.host, config.port, self.workers, config.refuse)
-        undo.callback(udp_driver.close_udp, self.udp)
-        self.tap = tap_driver.open_tap(config.tap, self.workers, config.refuse)
-        undo.callback(tap_driver.close_tap, self.tap)
 
     def _agree(self) -> LaunchConfig:
         """Token, range and universe are the cluster's. The room is loaded only here: 6 MB and 50 ms."""
@@ -217,46 +222,55 @@ class Router:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def main(self) -> None:
+        """Everything is loaded, then the fast path begins; it ends last."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        async with contextlib.AsyncExitStack() as closing:
-            await self._start(closing)
-            loop.add_signal_handler(signal.SIGHUP, self._reread_tokens)
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(self.tunnel.run(), name="tunnel"),
-                    tasks.create_task(self._handover.serve(), name="attach.sock"),
-                    tasks.create_task(self._look(), name="look"),
-                    tasks.create_task(self.firewall.run(), name="firewall"),
-                    tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
-                ]
-                if self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
-                    follow = install_driver.follow(Path(self.config.run_dir), Path(self.config.state_dir))
-                    running.append(tasks.create_task(follow, name="install cni"))
-                if self.ipam_driver is not None:
-                    running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
-                if self.kube is not None:
-                    running.append(tasks.create_task(self.kube.run(), name="kubernetes"))
-                _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
-                                          "pod_mtu": self.pod_mtu, "workers": self.workers})
-                await self._stop.wait()
-                _log.info("stopping")
-                for task in reversed(running):
-                    task.cancel()
+        async with contextlib.AsyncExitStack() as forwarding:
+            async with contextlib.AsyncExitStack() as closing:
+                await self._load(closing)
+                self._begin_forwarding(forwarding)
+                loop.add_signal_handler(signal.SIGHUP, self._reread_tokens)
+                await self._serve(closing)
+            await self._hand_on()
 
-    async def _start(self, closing: contextlib.AsyncExitStack) -> None:
-        """In the order in which things depend on each other; ``closing`` undoes it in reverse."""
+    async def _serve(self, closing: contextlib.AsyncExitStack) -> None:
+        """Until told to end."""
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(self.tunnel.run(), name="tunnel")]
+            for node_id in self._estate.sessions:
+                self.tunnel.want_session(self.routes.slots.of(node_id))
+            await self._join(closing)
+            running += [
+                tasks.create_task(self._handover.serve(), name="attach.sock"),
+                tasks.create_task(self._look(), name="look"),
+                tasks.create_task(self.firewall.run(), name="firewall"),
+                tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
+            ]
+            if self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
+                follow = install_driver.follow(Path(self.config.run_dir), Path(self.config.state_dir))
+                running.append(tasks.create_task(follow, name="install cni"))
+            if self.ipam_driver is not None:
+                running.append(tasks.create_task(self.ipam_driver.run(), name="ipam"))
+            if self.kube is not None:
+                running.append(tasks.create_task(self.kube.run(), name="kubernetes"))
+            _log.info("ready", extra={"node": self.identity.node_id.hex(), "incarnation": self.incarnation,
+                                      "pod_mtu": self.pod_mtu, "workers": self.workers})
+            await self._stop.wait()
+            _log.info("stopping")
+            for task in reversed(running):
+                task.cancel()
+
+    async def _load(self, closing: contextlib.AsyncExitStack) -> None:
+        """All that can stand before the first frame is read; a router before this one forwards meanwhile."""
         config = self.config
         self.host = Host()
         await self.host.open()
         closing.push_async_callback(self.host.close)
         self.firewall = Watch(config.bridge, lambda seen: self.host.tend(seen, config))
         self._make_cores()
-        self.engine.start(self.tap.fds, self.udp.fds, vnet_hdr=self.tap.vnet_hdr, tap_csum=self.tap.csum,
-                          tap_tso=self.tap.tso, tap_uso=self.tap.uso, steered=self.tap.steering)
-        closing.callback(self.engine.stop)
-        closing.push_async_callback(self.tunnel.close)
+        self._inherit()
+        tap_driver.make_tap(config.tap)
         standing = await self.host.reattach(self.attachments.standing_plans())
         await self.host.build(self.bridge, config, self.universe.network_v6, [plan.guard for plan in standing])
         await closing.enter_async_context(self.firewall)
@@ -265,13 +279,58 @@ class Router:
         if self.ipam_driver is not None:
             closing.push_async_callback(self.ipam_driver.close)
         self._cni_files.prepare()
+
+    def _inherit(self) -> None:
+        """What the router before this one knew of the others."""
+        self._estate = Estate()
+        if self._turn.estate:
+            try:
+                self._estate = decode_estate_untrusted(self._turn.estate)
+            except BadPacket as error:
+                _log.warning("the router before this one left what cannot be read", extra={"error": error.reason})
+        self.mesh.remember(self._estate.records, asyncio.get_running_loop().time())
+        self._mesh_events(self.mesh.take_events())
+
+    def _begin_forwarding(self, forwarding: contextlib.AsyncExitStack) -> None:
+        """The moment of the hand-over: from the other's last frame to our first. Undone in reverse."""
+        lock = self._turn.take()
+        self._heirs = succession_driver.Heirs(lock)
+        forwarding.callback(self._heirs.close)
+        forwarding.callback(lock.release)
+        udp = udp_driver.open_udp(self.config.host, self.config.port, self.workers, self.config.refuse)
+        forwarding.callback(udp_driver.close_udp, udp)
+        tap = tap_driver.open_tap(self.config.tap, self.workers, self.config.refuse)
+        forwarding.callback(tap_driver.close_tap, tap)
+        self.engine.start(tap.fds, udp.fds, vnet_hdr=tap.vnet_hdr, tap_csum=tap.csum, tap_tso=tap.tso,
+                          tap_uso=tap.uso, steered=tap.steering)
+        forwarding.callback(self.engine.stop)
+        forwarding.push_async_callback(self._farewell)
+        tap_driver.set_carrier(tap, True)
+        forwarding.callback(tap_driver.set_carrier, tap, False)
+        asyncio.get_running_loop().add_reader(lock.listener, self._heirs.accept)
+        forwarding.callback(asyncio.get_running_loop().remove_reader, lock.listener)
+
+    async def _hand_on(self) -> None:
+        """Nothing but the fast path runs. To an heir, if one waits; returns when that one has all else loaded."""
+        self._writer.shutdown()
+        self.store.close()
+        if self._heirs.waiting:
+            sessions = [one.node_id for one in self.tunnel.status() if one.state is State.ESTABLISHED]
+            self._bequeathed = await self._heirs.bequeath(encode_estate(self.mesh.table, sessions))
+
+    async def _farewell(self) -> None:
+        """To the peers; an heir's first word to them says more."""
+        if not self._bequeathed:
+            await self.tunnel.close()
+
+    async def _join(self, closing: contextlib.AsyncExitStack) -> None:
+        """Others hear of this node, and people and runtimes find it."""
+        config = self.config
         await self.mesh_driver.start()
         closing.push_async_callback(self.mesh_driver.close)
         self.record.announce()
         await self.cni.drain()
         await self.view.set_targets((*self.store.targets(), *config.targets))
-        tap_driver.set_carrier(self.tap, True)
-        closing.callback(tap_driver.set_carrier, self.tap, False)
         self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self.view.attach, self.view.abandoned)
         await closing.enter_async_context(ApiServer(self.view, config.run_dir))
 
@@ -347,8 +406,9 @@ class Router:
         config = self.config
         self._tunnel_core = Tunnel(
             self.identity, self.tokens, self.incarnation, rng=os.urandom, timers=timers_from_environment(os.environ),
-            plaintext=config.plaintext, aes=self.aes, counter_start=self.store.counter_start(),
-            underlay_mtu=self.underlay_mtu, pod_mtu=self.pod_mtu, port=config.port,
+            plaintext=config.plaintext, aes=self.aes, counter_start=self._counter_start,
+            counter_reserved=self._counter_start + limits.COUNTER_BLOCK, underlay_mtu=self.underlay_mtu,
+            pod_mtu=self.pod_mtu, port=config.port,
             local_addresses=frozenset(self.addresses), trusted=Trust(config.trusted_subnets))
         self.tunnel = TunnelDriver(
             self.engine, self._tunnel_core, store=self.store, run_in_writer=self.in_writer,

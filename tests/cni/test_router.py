@@ -461,11 +461,13 @@ def test_reboot_releases_all(node: Node, pods: list[Namespace]) -> None:
 
 
 def test_probe(node: Node) -> None:
-    def probe(kind: str) -> int:
-        words = [installed(), "probe", kind, node.shim.socket]
+    def probe(kind: str, *before: str) -> int:
+        words = [*before, installed(), "probe", kind, node.shim.socket]
         return subprocess.run(words, capture_output=True, check=False).returncode
 
     assert (probe("live"), probe("ready")) == (0, 0)
+    elsewhere = ("unshare", "--pid", "--fork", "--kill-child")  # as in the other pod of a roll-out
+    assert (probe("live", *elsewhere), probe("ready", *elsewhere)) == (1, 1)
     node.router.kill()
     assert (probe("live"), probe("ready")) == (1, 1)
 

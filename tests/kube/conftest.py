@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kube.member import Member, member
 from kube.server import Server, program
+from lab.lab import Lab
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,23 @@ def server(running: Server) -> Iterator[Server]:
     for path in ("apis/coordination.k8s.io/v1/namespaces/kube-system/leases", "api/v1/nodes",
                  "api/v1/namespaces/kube-system/secrets", "api/v1/namespaces/default/events"):
         running.ask("DELETE", path)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(programs: None, lab: Lab) -> Iterator[tuple[Server, list[Member]]]:
+    switch = lab.switch()
+    api = lab.host("api", switch)
+    server = Server(api.directory, api.address("v4"), api.name)
+    try:
+        server.start()
+        yield server, [member(lab, server, lab.host(f"n{number}", switch)) for number in (1, 2, 3)]
+    finally:
+        for router in lab.routers:
+            router.close()
+        server.stop()

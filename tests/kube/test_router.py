@@ -7,68 +7,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 
-import pytest
+from kube.member import Member
 from kube.server import Server
 from lab.lab import Lab
-from lab.network import Host
-from lab.router import Router, new_token, ping, wait_for, wait_ping
-from lab.router import program as router_program
+from lab.router import new_token, ping, wait_for, wait_ping
 
 from weave_router.tunnel.token import Token
 
 LEASES = "apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 SECRET = "api/v1/namespaces/kube-system/secrets/weave-router"
-SHORT = {"WEAVE_ROUTER_DEBUG_FENCE": "6", "WEAVE_ROUTER_DEBUG_FENCE_JITTER": "2"}
-
-
-class Member(Router):
-    """Without a token file and a range: both are the cluster's."""
-
-    server: Server
-
-    @property
-    def environment(self) -> dict[str, str]:
-        given = {key: value for key, value in super().environment.items() if key != "WEAVE_ROUTER_TOKEN_FILE"}
-        return given | SHORT
-
-    def launch_argv(self) -> list[str]:
-        return [router_program(), "launch", "--kubernetes", "--node-name", self.name, "--kubernetes-api",
-                f"{self.server.address}:{self.server.port}", "--service-account", str(self.server.account),
-                "--state-dir", str(self.host.state_dir), "--run-dir", str(self.host.run_dir)]
-
-    def kube(self) -> dict[str, object]:
-        return dict(self.status()["kubernetes"])
-
-
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
-def cluster(programs: None, lab: Lab) -> Iterator[tuple[Server, list[Member]]]:
-    switch = lab.switch()
-    api = lab.host("api", switch)
-    server = Server(api.directory, api.address("v4"), api.name)
-    try:
-        server.start()
-        yield server, [member(lab, server, lab.host(f"n{number}", switch)) for number in (1, 2, 3)]
-    finally:
-        for router in lab.routers:
-            router.close()
-        server.stop()
-
-
-def member(lab: Lab, server: Server, host: Host) -> Member:
-    server.add_node(host.label, host.address("v4"), host.address("v6"))
-    made = Member(host, token=None)
-    made.server = server
-    lab.routers.append(made)
-    return made
 
 
 def holders(server: Server, router: Member) -> dict[str, str]:

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ class Node:
         self.folder = cluster.folder / self.name
         self.newer = newer
         self.pid = 0
+        self.holder: subprocess.Popen[bytes] | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
 
     def make_network(self) -> None:
@@ -82,7 +84,7 @@ class Node:
         command = ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount", "--uts", "--pid", "--fork",
                    "--kill-child=SIGKILL", "--mount-proc", "--propagation", "private",
                    str(HERE / "node.sh"), str(self.cluster.folder), self.name, self.netns]
-        holder = self.cluster.spawn(f"{self.name}/node", command)
+        holder = self.holder = self.cluster.spawn(f"{self.name}/node", command)
         wait_for(f"{self.name} has its own mounts", (self.folder / "ready").exists, 20, 0.05)
         self.pid = wait_for("first process", lambda: child_of(holder.pid), 5, 0.05)
         self.spawn("containerd", ["containerd", "-c", f"{self.folder}/containerd.toml"])
@@ -107,6 +109,32 @@ class Node:
                  f"--hostname-override={self.name}", f"--proxy-mode={mode}", "--conntrack-max-per-core=0"]
         # In the node's own process namespace: its /proc/net, where kube-proxy looks for IPv6, is empty for others.
         self.proxy = self.spawn("proxy", words + ([f"--cluster-cidr={cidr}"] if cidr else []))
+
+    # -- power and wire --
+
+    def wire(self, up: bool) -> None:
+        """Its cable to the switch."""
+        ip("-n", SWITCH, "link", "set", self.netns, "up" if up else "down")
+
+    def power_off(self) -> None:
+        """Nothing of it is left but its disk. Not for node-1, whose network has the control plane."""
+        assert self.holder is not None
+        self.wire(False)
+        os.kill(self.pid, signal.SIGKILL)  # and with it every process of its pid namespace
+        self.holder.wait()
+        wait_for(f"the end of {self.name}", lambda: not keeper.start_time(self.pid), 30, 0.05)
+        ip("netns", "del", self.netns)
+        self.proxy = None
+
+    def power_on(self, *, new_disk: bool) -> None:
+        """Registers again; ``new_disk``: as another machine, or one that was imaged anew, under the same name."""
+        (self.folder / "ready").unlink()
+        shutil.rmtree(self.folder / "private" / ("" if new_disk else "run"), ignore_errors=True)
+        wait_for("its cable's end", lambda: self.netns not in interfaces(SWITCH), 10, 0.05)
+        self.make_network()
+        self.boot(self.cluster.archives)
+        self.start_kubelet()
+        self.start_proxy(*self.cluster.proxied)
 
     def environment(self) -> dict[str, str]:
         before = f"{NEWER}:" if self.newer else ""
@@ -139,6 +167,8 @@ class Cluster:
         )  # fmt: skip
         self._children: list[subprocess.Popen[bytes]] = []
         self.control = self.folder / "control"
+        self.archives: list[Path] = []
+        self.proxied = ("", "")
         self.nodes = [Node(self, serial, newer=serial == nodes) for serial in range(1, nodes + 1)]
 
     def _take_lock(self) -> IO[str]:
@@ -157,7 +187,7 @@ class Cluster:
         began = time.monotonic()
         programs()
         self.say(f"programs are there ({time.monotonic() - began:.0f} s)")
-        archives = [images.pause(self.folder), images.busybox(self.folder), images.router()]
+        archives = self.archives = [images.pause(self.folder), images.busybox(self.folder), images.router()]
         self.say(f"images are there ({time.monotonic() - began:.0f} s)")
         began = time.monotonic()
         ip("netns", "add", SWITCH)
@@ -177,6 +207,7 @@ class Cluster:
             self.say(f"control plane is ready ({time.monotonic() - began:.1f} s)")
             for boot in booting:
                 boot.result()
+        self.proxied = mode, cidr
         for node in self.nodes:
             node.start_kubelet()
             node.start_proxy(mode, cidr)
@@ -245,6 +276,10 @@ def child_of(pid: int) -> int:
     except OSError:
         return 0
     return int(words[0]) if words else 0
+
+
+def interfaces(netns: str) -> set[str]:
+    return {link["ifname"] for link in json.loads(run("ip", "-n", netns, "-j", "link").stdout)}
 
 
 def programs() -> None:

@@ -14,7 +14,7 @@ import subprocess
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weave-router-k8s"
@@ -119,6 +119,35 @@ def router() -> Path:
     for old in path.parent.glob("weave-router-*.tar"):
         old.unlink()
     return new.rename(path)
+
+
+def router_as(folder: Path, name: str) -> Path:
+    """The router's image under another name and with another id: the same layers, one more label."""
+    path = folder / f"{name.rpartition(':')[2]}.tar"
+    with tarfile.open(router()) as old, tarfile.open(path, "w") as new:
+        (manifest,) = json.load(_member(old, "manifest.json"))
+        config = json.load(_member(old, manifest["Config"]))
+        config["config"]["Labels"] = (config["config"].get("Labels") or {}) | {"named": name}
+        written = {"config.json": json.dumps(config).encode()}
+        manifest |= {"Config": "config.json", "RepoTags": [name]}
+        written["manifest.json"] = json.dumps([manifest]).encode()
+        for layer in dict.fromkeys(manifest["Layers"]):
+            link = old.getmember(layer)
+            file = old.extractfile(link)
+            info = tarfile.TarInfo(layer)
+            info.size = old.getmember(link.linkname).size if link.issym() or link.islnk() else link.size
+            new.addfile(info, file)
+        for member, data in written.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            new.addfile(info, io.BytesIO(data))
+    return path
+
+
+def _member(archive_file: tarfile.TarFile, name: str) -> IO[bytes]:
+    found = archive_file.extractfile(name)
+    assert found is not None, name
+    return found
 
 
 def _run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:

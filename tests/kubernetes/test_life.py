@@ -63,10 +63,11 @@ def test_sixty_pods_at_once(cluster: Cluster, serving: dict[str, Pod]) -> None:
 
 
 @contextmanager
-def wire(node: Node, path: Path) -> Iterator[None]:
-    """What passes the node's interface, as a file."""
+def wire(node: Node, path: Path, interface: str = "eth0", *filter: str) -> Iterator[None]:
+    """What passes an interface of the node, as a file."""
     capture = subprocess.Popen(
-        ["ip", "netns", "exec", node.netns, "tcpdump", "-i", "eth0", "-U", "-n", "-w", str(path), "--immediate-mode"],
+        ["ip", "netns", "exec", node.netns, "tcpdump", "-i", interface, "-U", "-n", "-w", str(path),
+         "--immediate-mode", *filter],
         stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
     assert capture.stderr is not None
     try:

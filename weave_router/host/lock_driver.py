@@ -3,6 +3,7 @@
 A multi-queue TAP can be opened by a second process without an error, so both are taken before the first open: the
 file holds off routers that share a run dir, the socket (abstract names belong to the network namespace) those that
 share the device. Whoever connects to the socket learns by SO_PEERCRED who holds it, and by its end that it is free.
+A roll-out's second router waits on that connection; what the two say over it stands in succession_driver.py.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 from weave_router.host.faults import Fault, HostError
-from weave_router.limits import LOCK_RETRY_SECONDS
+from weave_router.limits import LOCK_RETRY_SECONDS, LOCK_WAITERS
 
 _PEERCRED = struct.Struct("3i")  # pid, uid, gid
 
@@ -28,6 +29,11 @@ class TapLock:
         self._file = file
         self._listener = listener
 
+    @property
+    def listener(self) -> socket.socket:
+        """Whoever waits connects here."""
+        return self._listener
+
     def release(self) -> None:
         """Idempotent. The file stays: removing it would let two processes lock two files of one name."""
         self._listener.close()
@@ -37,11 +43,11 @@ class TapLock:
 
 
 def take(run_dir: Path, tap: str, *, wait: float = 0.0) -> TapLock:
-    """Take both, or say who holds them. ``wait``: seconds to wait for a hand-over."""
+    """Take both, or say who holds them. ``wait``: seconds to wait for their release."""
     end = time.monotonic() + wait
     while True:
         try:
-            return _take_once(run_dir, tap)
+            return take_once(run_dir, tap)
         except HostError as error:
             left = end - time.monotonic()
             if error.fault is not Fault.TAP_HELD or left <= 0:
@@ -49,7 +55,7 @@ def take(run_dir: Path, tap: str, *, wait: float = 0.0) -> TapLock:
         _await_release(tap, left)
 
 
-def _take_once(run_dir: Path, tap: str) -> TapLock:
+def take_once(run_dir: Path, tap: str) -> TapLock:
     file = _lock_file(run_dir, tap)
     try:
         return TapLock(file, _listen(tap))
@@ -81,7 +87,8 @@ def _listen(tap: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.bind(_abstract(tap))
-        listener.listen(1)
+        listener.listen(LOCK_WAITERS)
+        listener.setblocking(False)
     except OSError as error:
         listener.close()
         raise _held(tap, _holder(tap)) from error
@@ -92,7 +99,8 @@ def _abstract(tap: str) -> str:
     return f"\0weave-router/{tap}"
 
 
-def _connect(tap: str) -> socket.socket | None:
+def connect(tap: str) -> socket.socket | None:
+    """To the holder; None where nobody listens in this namespace, or too many wait. Not blocking."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         link.connect(_abstract(tap))
@@ -104,7 +112,7 @@ def _connect(tap: str) -> socket.socket | None:
 
 def _holder(tap: str) -> int:
     """Process id of who listens, 0 when nobody does or the backlog is full of other waiters."""
-    link = _connect(tap)
+    link = connect(tap)
     if link is None:
         return 0
     with link:
@@ -131,7 +139,7 @@ def _command(pid: int) -> str:
 
 def _await_release(tap: str, seconds: float) -> None:
     """Returns when the holder lets go (our connection ends with its socket), or after a short while without one."""
-    link = _connect(tap)
+    link = connect(tap)
     if link is None:
         time.sleep(min(seconds, LOCK_RETRY_SECONDS))
         return

@@ -5,6 +5,7 @@ Called by the composition root (once per start) and the doctor. Hands out descri
 
 import errno
 import os
+import socket
 import struct
 from dataclasses import dataclass
 from fcntl import F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, fcntl, ioctl
@@ -41,6 +42,14 @@ class Tap:
     tso: bool
     uso: bool
     steering: bool
+
+
+def make_tap(name: str) -> None:
+    """The device, with nobody at its queues, if it is not there: what is built on it can stand before it is read."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        os.close(_open_queue(name))
 
 
 def open_tap(name: str, queues: int, refuse: frozenset[str] = frozenset()) -> Tap:

@@ -198,6 +198,11 @@ class Mesh:
         self.targets.drop(node_id)
         self._settle(now)
 
+    def remember(self, records: Iterable[bytes], now: float) -> None:
+        """Records that the router before this one left. Nobody is called before the driver's next step."""
+        self.replica.remember_untrusted(records, now)
+        self._settle(now)
+
     def say_ipam(self, words: Iterable[tuple[bytes, bytes]], now: float) -> None:
         """(neighbour, bytes) in order; to who is no neighbour any more, or takes nothing, nothing is said."""
         for node_id, data in words:

@@ -5,7 +5,7 @@ arguments. Called by core.py alone, which hands in the links that are up.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from weave_router import limits
 from weave_router.errors import BadPacket
@@ -57,6 +57,17 @@ class Replica:
                 self.merge(signed, number, now)
         except BadPacket as error:
             self.counters[error.reason] += 1
+
+    def remember_untrusted(self, records: Iterable[bytes], now: float) -> None:
+        """What the router before this one had heard: as good as a neighbour's word, and checked like it."""
+        for data in records:
+            try:
+                signed = parse_record_untrusted(data, domain=self.own.draft.domain)
+                if signed.node_id != self.own_id and self.table.verdict(signed) is Verdict.NEWER:
+                    check_signature(signed, self._verify)
+                    self.table.merge(signed, now)
+            except BadPacket as error:
+                self.counters[error.reason] += 1
 
     def _check_new(self, signed: SignedRecord, link: Link) -> None:
         if signed.hash == self.own.signed.hash:

@@ -31,16 +31,17 @@ __all__ = ["ConnectionStatus", "PeerInfo", "Tunnel"]
 
 
 class Tunnel:
-    """``rng(n)``: n bytes fit for keys. ``counter_start``: first handshake counter that no block on disk reserved."""
+    """``rng(n)``: n bytes fit for keys. ``counter_start``: the first handshake counter that is this start's;
+    ``counter_reserved``: those below it are on disk already."""
 
     def __init__(self, identity: Identity, tokens: TokenSet, incarnation: int, *, rng: Callable[[int], bytes],
                  timers: Timers | None = None, plaintext: bool = False, aes: bool = True, counter_start: int = 0,
-                 underlay_mtu: int = 1500, pod_mtu: int = 0, port: int = 6783,
+                 counter_reserved: int = 0, underlay_mtu: int = 1500, pod_mtu: int = 0, port: int = 6783,
                  local_addresses: frozenset[str] = frozenset(), trusted: Trust | None = None) -> None:
         timers = Timers() if timers is None else timers
         self._shared = Shared(identity, tokens, incarnation, rng, timers, plaintext, aes, pod_mtu, underlay_mtu, port,
-                              local_addresses, IndexPool(timers.index_rest), counter_start, counter_start,
-                              trusted or Trust())
+                              local_addresses, IndexPool(timers.index_rest), counter_start,
+                              max(counter_start, counter_reserved), trusted or Trust())
         self._agenda = Agenda()
         self._slots: dict[int, Connection] = {}
         self._nodes: dict[bytes, Connection] = {}
