@@ -14,7 +14,7 @@ import msgspec
 from weave_router.api import schema
 from weave_router.api.addresses import AddressBook
 from weave_router.api.capture_driver import EngineCapture
-from weave_router.api.server import Capture
+from weave_router.api.router_api import Capture
 from weave_router.api.view import Parts, View, fits
 from weave_router.cni.attachments import Wish
 from weave_router.config import parse_target

@@ -123,14 +123,14 @@ class Node:
         os.kill(self.pid, signal.SIGKILL)  # and with it every process of its pid namespace
         self.holder.wait()
         wait_for(f"the end of {self.name}", lambda: not keeper.start_time(self.pid), 30, 0.05)
+        ip("-n", SWITCH, "link", "del", self.netns)  # the kernel takes its time with a namespace
         ip("netns", "del", self.netns)
         self.proxy = None
 
     def power_on(self, *, new_disk: bool) -> None:
         """Registers again; ``new_disk``: as another machine, or one that was imaged anew, under the same name."""
-        (self.folder / "ready").unlink()
+        (self.folder / "ready").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "private" / ("" if new_disk else "run"), ignore_errors=True)
-        wait_for("its cable's end", lambda: self.netns not in interfaces(SWITCH), 10, 0.05)
         self.make_network()
         self.boot(self.cluster.archives)
         self.start_kubelet()
@@ -276,10 +276,6 @@ def child_of(pid: int) -> int:
     except OSError:
         return 0
     return int(words[0]) if words else 0
-
-
-def interfaces(netns: str) -> set[str]:
-    return {link["ifname"] for link in json.loads(run("ip", "-n", netns, "-j", "link").stdout)}
 
 
 def programs() -> None:

@@ -19,6 +19,8 @@ from typing import IO, Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weave-router-k8s"
 PAUSE: Final = "docker.io/weave-router-test/pause:1"
+ARCHIVES: Final = 4
+"""Of the router that are kept, 220 MB each: clones of one machine share the cache."""
 BUSYBOX: Final = "docker.io/library/busybox:latest"
 _PAUSE_C: Final = r"""
 #include <signal.h>
@@ -101,7 +103,7 @@ def _source_digest() -> str:
 
 
 def router() -> Path:
-    """Builds it by `make image` unless these very sources were built before; keeps the newest archive only."""
+    """Builds it by `make image` unless these very sources were built before; keeps the newest archives."""
     path = CACHE / "images" / f"weave-router-{_source_digest()}.tar"
     if path.exists():
         return path
@@ -116,7 +118,8 @@ def router() -> Path:
     new = path.with_suffix(".new")
     new.unlink(missing_ok=True)
     _run(["buildah", "push", "-q", name, f"docker-archive:{new}:{name}"])
-    for old in path.parent.glob("weave-router-*.tar"):
+    archives = sorted(path.parent.glob("weave-router-*.tar"), key=lambda old: old.stat().st_mtime)
+    for old in archives[: 1 - ARCHIVES]:
         old.unlink()
     return new.rename(path)
 

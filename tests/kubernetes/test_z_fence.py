@@ -30,9 +30,14 @@ CUT_SECONDS: Final = 5.0
 pytestmark = pytest.mark.timeout(2400 if SOAK else 300)
 
 
+def set_fence(cluster: Cluster) -> None:
+    """Nothing happens where it is so already."""
+    rollout.set_env(cluster, f"WEAVE_ROUTER_DEBUG_FENCE={FENCE}", f"WEAVE_ROUTER_DEBUG_FENCE_JITTER={JITTER}")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def short_fence(cluster: Cluster) -> None:
-    rollout.set_env(cluster, f"WEAVE_ROUTER_DEBUG_FENCE={FENCE}", f"WEAVE_ROUTER_DEBUG_FENCE_JITTER={JITTER}")
+    set_fence(cluster)
 
 
 @pytest.fixture
