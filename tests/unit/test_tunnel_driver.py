@@ -218,9 +218,21 @@ async def test_timer_of_the_core_is_kept(world: World) -> None:
 
 async def test_handshakes_beyond_the_queue_are_dropped_and_counted() -> None:
     world = World()  # not running: nothing takes from the queue
-    for _ in range(HANDSHAKE_QUEUE_MAX + 3):
-        world.driver._dispatch((fastpath.EV_HANDSHAKE, bytes(144), REMOTE, "", TOKEN.id))
+    for port in range(HANDSHAKE_QUEUE_MAX + 3):
+        world.driver._dispatch((fastpath.EV_HANDSHAKE, bytes(144), ("192.0.2.9", port), "", TOKEN.id))
     assert world.driver.handshakes_dropped == 3
+    os.close(world.engine.event_fd)
+
+
+async def test_a_question_that_is_asked_again_while_it_waits_is_worked_on_once() -> None:
+    """In the place of the first, with the bytes of the last; another type or receiver index is another question."""
+    world = World()
+    first, again, answer = bytes([1]) + bytes(143), bytes([1]) + bytes(142) + b"x", bytes([2]) + bytes(11) + b"5" * 110
+    for datagram in (first, answer, again):
+        world.driver._dispatch((fastpath.EV_HANDSHAKE, datagram, REMOTE, "", TOKEN.id))
+    queue = world.driver._handshakes
+    assert [queue.pop()[0] for _ in range(len(queue))] == [again, answer]
+    assert world.driver.handshakes_dropped == 0
     os.close(world.engine.event_fd)
 
 
@@ -236,8 +248,8 @@ async def test_flood_of_handshakes_leaves_the_loop_its_time() -> None:
         return []
 
     world.core.receive_handshake = slow  # type: ignore[method-assign]
-    for _ in range(100):
-        world.driver._dispatch((fastpath.EV_HANDSHAKE, bytes(144), REMOTE, "", TOKEN.id))
+    for port in range(100):
+        world.driver._dispatch((fastpath.EV_HANDSHAKE, bytes(144), ("192.0.2.9", port), "", TOKEN.id))
     while world.driver._handshakes:
         pause = world.driver._run_handshakes()
         now[0] += min(pause, 1.0)

@@ -8,13 +8,12 @@ methods are called from the loop's thread.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 from weave_router.fastpath import engine as fastpath
-from weave_router.limits import HANDSHAKE_LOOP_SHARE, HANDSHAKE_QUEUE_MAX
+from weave_router.limits import HANDSHAKE_LOOP_SHARE
 from weave_router.reasons import Reason
 from weave_router.tunnel import effects
 from weave_router.tunnel.budget import Budget
@@ -24,6 +23,7 @@ from weave_router.tunnel.liveness import Figures
 from weave_router.tunnel.shared import PeerInfo
 from weave_router.tunnel.status import ConnectionStatus
 from weave_router.tunnel.token import TokenSet
+from weave_router.tunnel.waiting import HandshakeQueue
 from weave_router.tunnel.wire import Endpoint, SuiteCode
 
 EVENTS_AT_ONCE: Final = 256
@@ -74,9 +74,8 @@ class TunnelDriver:
         self._to_write = asyncio.Event()
         self._waiting: list[Effect] = []
         self._writing = False
-        self._handshakes: deque[tuple[bytes, Endpoint, str]] = deque()
+        self._handshakes = HandshakeQueue()
         self._budget = Budget(HANDSHAKE_LOOP_SHARE, clock())
-        self.handshakes_dropped = 0
 
     # -- what other rooms ask ------------------------------------------------------------------------------------
 
@@ -105,6 +104,11 @@ class TunnelDriver:
 
     def status(self) -> list[ConnectionStatus]:
         return self._tunnel.status(self._clock())
+
+    @property
+    def handshakes_dropped(self) -> int:
+        """For want of room in the queue."""
+        return self._handshakes.dropped
 
     @property
     def strangers(self) -> dict[Endpoint, Reason]:
@@ -162,7 +166,7 @@ class TunnelDriver:
             pause = self._budget.wait(begun)
             if pause > 0:
                 return pause
-            datagram, remote, local = self._handshakes.popleft()
+            datagram, remote, local = self._handshakes.pop()
             self._apply(self._tunnel.receive_handshake(datagram, remote, local, begun))
             self._budget.spend(self._clock() - begun)
         return 3600.0
@@ -172,7 +176,7 @@ class TunnelDriver:
         tunnel = self._tunnel
         match event:
             case (fastpath.EV_HANDSHAKE, bytes(datagram), (str(), int()) as remote, str(local), int()):
-                self._enqueue(datagram, remote, local)
+                self._handshakes.put(datagram, remote, local)
             case (fastpath.EV_CONTROL, int(session), int(), (str(), int()) as remote, str(), bytes(payload),
                   int(wire_size)):
                 self._apply(tunnel.receive_control(session, remote, payload, wire_size, now))
@@ -195,12 +199,6 @@ class TunnelDriver:
                 self._apply(tunnel.token_seen(token_id, remote))
             case _:
                 self._on_event(event)
-
-    def _enqueue(self, datagram: bytes, remote: Endpoint, local: str) -> None:
-        if len(self._handshakes) >= HANDSHAKE_QUEUE_MAX:
-            self.handshakes_dropped += 1
-        else:
-            self._handshakes.append((datagram, remote, local))
 
     # -- effects -------------------------------------------------------------------------------------------------
 
