@@ -1,7 +1,6 @@
 """Both sides under random and mutated input: the executable's parser with sanitizers, the router's with exact types."""
 
 import json
-import os
 import random
 import struct
 import subprocess
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 from cni.shim import SANITIZERS, build
+from security.inputs import INPUTS, seeded
 
 from weave_router.cni import verbs
 from weave_router.errors import BadPacket
 
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
 SEEDS: list[bytes] = [
     b'{"cniVersion":"1.0.0","name":"weave","type":"weave-router-cni","socket":"/a.sock","journal":"/j"}',
     b'{"cniVersion":"1.1.0","name":"w","cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}',
@@ -46,7 +45,7 @@ def mutated(rng: random.Random) -> bytes:
 
 @pytest.mark.timeout(0)
 def test_fuzz_the_executable(tmp_path: Path) -> None:
-    rng = random.Random(20241)
+    rng = seeded(20241)
     harness = build(tmp_path / "fuzz", *SANITIZERS, source=Path(__file__).with_name("fuzz_shim.c"))
     root = tmp_path / "root"
     root.mkdir()
@@ -78,7 +77,7 @@ def body(rng: random.Random) -> dict[str, Any]:
 
 @pytest.mark.timeout(0)
 def test_fuzz_the_routers_side() -> None:
-    rng = random.Random(20242)
+    rng = seeded(20242)
     kinds: dict[str, int] = {}
     for _ in range(INPUTS):
         try:

@@ -1,5 +1,6 @@
-/* Sends datagrams of random bytes to 127.0.0.1: stranger PORT COUNT SEED INDEX. For test_fastpath_stranger.py.
+/* Sends datagrams of random bytes: stranger ADDRESS PORT COUNT SEED INDEX RATE. Built by stranger.py.
  *
+ * RATE is in datagrams a second, 0 as fast as it goes.
  * Half of them begin as something that the fast path would look at more closely: a data header with a true receiver
  * index, a handshake head. It must not know a key. The kernel may drop what the receiver is too slow for. */
 #define _GNU_SOURCE
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 enum { BATCH = 64, SIZE = 1500 };
 
@@ -39,22 +41,36 @@ static size_t fill(uint8_t *p, uint32_t index) {
     return n;
 }
 
+/* Sleeps until `sent` datagrams at `rate` are due since `start`. */
+static void pace(const struct timespec *start, long sent, long rate) {
+    if (rate <= 0)
+        return;
+    int64_t at = start->tv_sec * 1000000000LL + start->tv_nsec + sent * 1000000000LL / rate;
+    struct timespec due = {.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
+}
+
 int main(int argc, char **argv) {
     static uint8_t data[BATCH][SIZE + 8];
     struct iovec iov[BATCH];
     struct mmsghdr messages[BATCH];
-    if (argc != 5)
+    if (argc != 7)
         return 2;
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[1]))};
-    long count = atol(argv[2]);
-    state = strtoull(argv[3], NULL, 10) * 2654435761u + 1;
-    uint32_t index = (uint32_t)strtoul(argv[4], NULL, 0);
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(argv[2]))};
+    long count = atol(argv[3]);
+    state = strtoull(argv[4], NULL, 10) * 2654435761u + 1;
+    uint32_t index = (uint32_t)strtoul(argv[5], NULL, 0);
+    long rate = atol(argv[6]);
+    if (inet_pton(AF_INET, argv[1], &to.sin_addr) != 1)
+        return 2;
     int fd = socket(AF_INET, SOCK_DGRAM, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) < 0)
         return perror("socket"), 1;
     memset(messages, 0, sizeof messages);
+    struct timespec start;
+    clock_gettime(CLOCK_MONOTONIC, &start);
     for (long sent = 0; sent < count; sent += BATCH) {
+        pace(&start, sent, rate);
         int n = count - sent < BATCH ? (int)(count - sent) : BATCH;
         for (int i = 0; i < n; i++) {
             iov[i].iov_base = data[i];

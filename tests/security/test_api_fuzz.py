@@ -1,4 +1,4 @@
-"""10^4 raw requests against the API's socket: it answers properly or hangs up, goes on, and keeps nothing.
+"""Raw requests against the API's socket: it answers properly or hangs up, goes on, and keeps nothing.
 
 Requests are mutations of good ones (seeded): bytes flipped, cut, repeated, joined, lengths lied about, bodies of
 random JSON. A failing run prints the request; the seed is fixed, so it comes again. The router runs in a process of
@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from security.inputs import INPUTS, seeded
 
 from weave_router.api import schema
 from weave_router.api.client import ApiClient
 
-SEED = 20_261_124
-REQUESTS = 10_000
+ENTRY = 20_261_124
 WARM_UP = 1_000
 RSS_SLACK = 2 << 20
 AT_A_TIME = 48
@@ -110,7 +110,12 @@ class Asker:
             self._turn()
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(5)
-        connection.connect(self._path)
+        while True:
+            try:
+                connection.connect(self._path)
+                break
+            except BlockingIOError:  # a slow router (under sanitizers) has not accepted those that we gave up
+                self._turn()
         self._open[connection] = [request, b"", time.monotonic() + QUIET_SECONDS]
         self._selector.register(connection, selectors.EVENT_READ)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -204,19 +209,20 @@ def check(request: bytes, answer: bytes) -> None:
     assert status in STATUSES or status == 100, (request, answer[:400])
 
 
-def test_ten_thousand_raw_requests(process, tmp_path) -> None:
-    rng = random.Random(SEED)
+def test_fuzz_raw_requests(process, tmp_path) -> None:
+    rng = seeded(ENTRY)
     descriptors = process.descriptors()
     with Asker(process.path) as asker:
         for _ in range(WARM_UP):
             asker.send(mutated(rng, good(rng)))
     rss = process.rss()
     with Asker(process.path) as asker:
-        for _ in range(REQUESTS):
+        for _ in range(INPUTS):
             asker.send(mutated(rng, good(rng)))
     report = ApiClient(str(tmp_path)).get("/status", schema.StatusReport)
     assert report.drops["bad_tag"] == 10
-    assert process.rss() - rss <= RSS_SLACK, f"RSS {rss} -> {process.rss()}"
+    under_asan = "libasan" in os.environ.get("LD_PRELOAD", "")  # which keeps what was freed for a while
+    assert under_asan or process.rss() - rss <= RSS_SLACK, f"RSS {rss} -> {process.rss()}"
     assert process.descriptors() <= descriptors + 1, "descriptors were left open"
     assert {200, 400, 404, 405, 409} <= set(asker.seen), f"the fuzzer does not reach these: {asker.seen}"
     said = process.close()

@@ -7,12 +7,14 @@ literal, separated by `` | ``. What test_decoder_lines.py finds uncovered gets a
 import ast
 import os
 import re
+import zlib
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from pathlib import Path
 from random import Random
 
 import pytest
+from security.inputs import few, mutated, seeded
 from unit.mesh_helpers import DOMAIN, identity, signed
 from unit.mesh_sim import PORT, remembered_verify, tokens
 
@@ -116,7 +118,7 @@ class Text:
 
 def environment(text: str) -> object:
     """Lines NAME=VALUE, and ``launch`` with a token file."""
-    names = dict(line.split("=", 1) for line in text.splitlines())
+    names = dict(line.partition("=")[::2] for line in text.splitlines())
     return config.load({"token_file": "/etc/t"}, [], names, hostname="h")
 
 
@@ -178,6 +180,32 @@ def test_corpus_ends_as_it_says(name: str) -> None:
     assert found, f"no line of the corpus is for {name}"
     for expected, data in found:
         assert outcome(name, data) == expected, data
+
+
+@pytest.mark.parametrize("name", ["length", "request", "journal", "node", "lease", "universe", "secret", "run", "toml",
+                                  "environment", "network", "pid", "resolv"])
+def test_fuzz_from_the_corpus(name: str) -> None:
+    """Decoders that no other file feeds with mutations: a value, or a reason of at most a few lines."""
+    decode, rng, samples = DECODERS[name], seeded(zlib.crc32(name.encode())), corpus(name)
+    ends: set[bool] = set()
+    for _ in range(few(5)):
+        data = mutated(rng, rng.choice(samples))
+        try:
+            decode(data)
+        except (BadPacket, UsageError) as error:
+            assert 0 < len(str(error)) < 2000
+            ends.add(False)
+        except UnicodeDecodeError:
+            assert isinstance(decode, Text), data  # the file's own reader says so
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} for {data!r}") from error
+        else:
+            ends.add(True)
+    assert True in ends and (False in ends) == (name not in NEVER_REFUSE)
+
+
+NEVER_REFUSE = {"journal", "network", "pid", "resolv"}
+"""None, 0 or an empty list stands for what is none."""
 
 
 def test_every_line_has_a_decoder() -> None:

@@ -41,11 +41,11 @@ from kernel.fastpath_peer import (
     tcp,
     udp,
 )
+from security.inputs import INPUTS, seeded
 
 from weave_router.fastpath import engine as fp
 from weave_router.fastpath.probe import parse_untrusted
 
-FUZZ_INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
 INDEX = 0x500002
 A, B, C = LEFT + 2, RIGHT + 2, THIRD + 2
 
@@ -199,10 +199,10 @@ def assert_permitted(frame: bytes) -> None:
 
 
 def test_fuzz_random_payloads_of_a_member(world: World) -> None:
-    rng = random.Random(7)
+    rng = seeded(7)
     written = 0
     done = 0
-    while done < FUZZ_INPUTS:
+    while done < INPUTS:
         batch: list[bytes] = []
         while len(batch) < 400:
             lane = rng.choice((0, 0, 0, 1, 0x10, 255))

@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 from kernel.fastpath_pair import LEFT, RIGHT, Namespace, Side, add_peer, mac, start_side, wait_for
 from kernel.fastpath_peer import BUNDLE, CONTROL, FRAGMENT, FRAME, LAST, PythonPeer, bundle, ethernet
+from security.inputs import INPUTS, SEED
+from security.stranger import OUTSIDE_SANITIZERS, build_stranger
 
 from weave_router.fastpath import engine as fp
 from weave_router.limits import HANDSHAKE_DATAGRAM_MAX, TOKENS_MAX
 
-FUZZ_INPUTS = int(os.environ.get("FUZZ_INPUTS", "100000"))
+DATAGRAMS = max(INPUTS, 100_000)
 INDEX = 0x500002
 TOKEN, MAC1_KEY = 0x01020304, bytes(range(50, 82))
 A, B = LEFT + 2, RIGHT + 2
@@ -265,11 +267,7 @@ def test_as_many_tokens_as_a_file_may_hold(world: World) -> None:
 
 @pytest.fixture(scope="module")
 def sender(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("stranger") / "stranger"
-    source = Path(__file__).with_name("stranger.c")
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    subprocess.run(["cc", "-O2", "-Wall", "-Werror", "-o", str(program), str(source)], check=True, env=environment)
-    return program
+    return build_stranger(tmp_path_factory.mktemp("stranger"))
 
 
 def resident() -> int:
@@ -282,9 +280,9 @@ def test_fuzz_random_datagrams(world: World, sender: Path) -> None:
     def run(count: int, seed: int) -> int:
         """How many frames of the true peer arrived meanwhile."""
         arrived = 0
-        command = ["ip", "netns", "exec", world.space.name, str(sender), "6783", str(count), str(seed), hex(INDEX)]
-        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        with subprocess.Popen(command, env=environment) as process:
+        command = ["ip", "netns", "exec", world.space.name, str(sender), "127.0.0.1", "6783", str(count),
+                   str(seed), hex(INDEX), "0"]
+        with subprocess.Popen(command, env=OUTSIDE_SANITIZERS) as process:
             while process.poll() is None:
                 world.engine.events(4096)
                 world.peer.send(world.peer.sealed(FRAME, ethernet(mac(A), mac(B), 0x88B5, bytes(40))))
@@ -296,7 +294,7 @@ def test_fuzz_random_datagrams(world: World, sender: Path) -> None:
     world.alive()
     before, received = world.engine.drops(), world.engine.counters()["datagrams_received"]
     memory, descriptors = resident(), len(os.listdir("/proc/self/fd"))
-    assert run(FUZZ_INPUTS, 2) > 0
+    assert run(DATAGRAMS, 2 + SEED) > 0
     while world.side.port.receive(0.1) is not None:
         pass  # late ones
     world.alive()
@@ -306,7 +304,7 @@ def test_fuzz_random_datagrams(world: World, sender: Path) -> None:
     assert world.unanswered()
     after = world.engine.drops()
     gained = world.engine.counters()["datagrams_received"] - received
-    assert gained > FUZZ_INPUTS // 4, "the kernel dropped most of them"
+    assert gained > DATAGRAMS // 4, "the kernel dropped most of them"
     told = {name: after[name] - before[name] for name in after if after[name] != before[name]}
     assert told.keys() <= {"stranger", "bad_tag", "plaintext_refused", "unknown_session", "token"}
     assert {"stranger", "bad_tag", "plaintext_refused", "token"} <= told.keys()

@@ -1,7 +1,7 @@
 """Hostile words about addresses: random, mutated and well-formed nonsense into decoders, runs and a whole core.
 
-A reader returns a value or raises BadPacket; a core counts what it cannot use and keeps its invariants. ``FUZZ_INPUTS``
-inputs each (10,000 without); seeds are fixed, the failing input is in the assertion.
+A reader returns a value or raises BadPacket; a core counts what it cannot use and keeps its invariants. Number and
+seeds of the inputs are inputs.py's; the failing input is in the assertion.
 """
 
 import contextlib
@@ -9,7 +9,8 @@ from random import Random
 
 import msgpack
 import pytest
-from security.test_mesh_fuzz import INPUTS, mutated, value
+from security.inputs import INPUTS, few, mutated, seeded
+from security.test_mesh_fuzz import value
 from unit.ipam_sim import NAMES, Net
 
 from weave_router.errors import BadPacket
@@ -72,21 +73,21 @@ def test_what_is_honest_is_read() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_fuzz_decoders(seed: int) -> None:
-    rng, words = Random(seed), honest()
+    rng, words = seeded(seed), honest()
     results = [read(nonsense(rng, words)) for _ in range(INPUTS // 4)]
     assert 0 < sum(results) < len(results)
 
 
 def test_fuzz_runs() -> None:
     """Nothing that was not signed as it stands passes."""
-    rng = Random(5)
+    rng = seeded(5)
     one, other = (Identity.generate(Random(n).randbytes) for n in (1, 2))
     writer = Runs(64, one.ed25519_public, one.sign, verify)
     writer.issue({b: wire_register(one.node_id) for b in range(64)})
     (data,) = writer.proofs_of({b: wire_register(one.node_id) for b in range(64)})
     reader = Runs(64, other.ed25519_public, other.sign, verify)
     assert reader.read_untrusted(data).count == 64
-    for _ in range(INPUTS // 10):
+    for _ in range(few(10)):
         wrong = mutated(rng, data)
         try:
             run = reader.read_untrusted(wrong)
@@ -103,12 +104,12 @@ def wire_register(node: bytes) -> Register:
 
 def test_fuzz_a_whole_core() -> None:
     """A neighbour that says anything: no error, no register that its issuer did not sign, own addresses go on."""
-    rng, net, words = Random(6), settled(6), honest()
+    rng, net, words = seeded(6), settled(6), honest()
     nodes = list(net.nodes.values())
     target, liar = nodes[0], nodes[1]
     universe = target.core.state.universe or b""
     before = target.core.state.registers
-    for step in range(INPUTS // 5):
+    for step in range(few(5)):
         data = nonsense(rng, words)
         if rng.random() < 0.5:  # in this universe, or it would be another's
             with contextlib.suppress(Exception):
@@ -122,7 +123,7 @@ def test_fuzz_a_whole_core() -> None:
         except BaseException as error:
             raise AssertionError(f"{type(error).__name__} for {data.hex()}") from error
     after = target.core.state
-    assert sum(target.core.counters.values()) > INPUTS // 50
+    assert sum(target.core.counters.values()) > few(5) // 10
     changed = {b: r for b, r in after.registers.items() if before[b] != r}
     assert {r.issuer for r in changed.values()} == {target.id}  # gifts to who asked in this node's universe
     assert all(before[b].owner == target.id for b in changed)

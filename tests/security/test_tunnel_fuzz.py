@@ -3,12 +3,12 @@
 Mutations start from the committed corpus (below, by name) so that they reach behind length and mac1 tests.
 """
 
-import os
 import random
 import zlib
 from collections.abc import Callable
 
 import pytest
+from security.inputs import INPUTS, seeded
 from sim.tunnel_net import Net, pair
 
 from weave_router.errors import BadPacket, UsageError
@@ -18,7 +18,6 @@ from weave_router.tunnel.noise import HandshakeState, Pattern, Suite, TransportC
 from weave_router.tunnel.token import Token, TokenSet
 from weave_router.tunnel.wire import SuiteCode
 
-FUZZ_INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
 TOKEN = Token(bytes(8), bytes(32))
 TOKENS = TokenSet([TOKEN])
 A, B = (Identity(bytes([n]) * 32, bytes([n + 8]) * 32) for n in (1, 2))
@@ -110,22 +109,22 @@ def test_corpus_is_read() -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_fuzz_decoder_gives_a_value_or_bad_packet(name: str) -> None:
     decode, corpus = DECODERS[name]
-    rng = random.Random(zlib.crc32(name.encode()))
+    rng = seeded(zlib.crc32(name.encode()))
     refused = 0
-    for _ in range(FUZZ_INPUTS):
+    for _ in range(INPUTS):
         data = mutated(rng, corpus)
         try:
             decode(data)
         except BadPacket as error:
             refused += 1
             assert 0 < len(error.reason) < 60
-    assert refused > FUZZ_INPUTS // 20, "the mutations reach the refusals"
+    assert refused > INPUTS // 20, "the mutations reach the refusals"
 
 
 def test_fuzz_token_text_gives_tokens_or_a_sentence() -> None:
-    rng = random.Random(5)
+    rng = seeded(5)
     corpus = [str(TOKEN).encode(), f"{TOKEN}\n{Token(bytes(8), b'x' * 32)}\n".encode()]
-    for _ in range(FUZZ_INPUTS):
+    for _ in range(INPUTS):
         try:
             TokenSet.parse(mutated(rng, corpus).decode("latin-1"))
         except UsageError as error:
@@ -139,9 +138,9 @@ def test_fuzz_tunnel_survives_and_answers_nothing() -> None:
     a.send(b, 100)
     net.run(2.0)
     net.captured.clear()
-    rng = random.Random(6)
+    rng = seeded(6)
     corpus = [MESSAGE_1, MESSAGE_2]
-    for _ in range(FUZZ_INPUTS):
+    for _ in range(INPUTS):
         data = bytearray(mutated(rng, corpus).ljust(20, b"\0"))
         data[4:8] = net.token.id.to_bytes(4, "big")
         data[-16:] = wire.mac1(net.token.mac1_key, bytes(data[:-16]))
@@ -149,7 +148,7 @@ def test_fuzz_tunnel_survives_and_answers_nothing() -> None:
     assert not net.captured, "not one byte to a stranger"
     session = b.use[b.slot_of(a)]
     peaceful = [data for data in CONTROLS if data != control.Goodbye().encode()]
-    for _ in range(FUZZ_INPUTS):
+    for _ in range(INPUTS):
         data = mutated(rng, peaceful)
         if data != control.Goodbye().encode():
             b.feed(b.tunnel.receive_control, session, ("203.0.113.9", 1), data, rng.randrange(70000), net.now)

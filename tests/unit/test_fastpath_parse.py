@@ -1,7 +1,6 @@
 """The fast path's frame parser and checksums against scapy; any bytes leave offsets that lie inside the frame."""
 
 import os
-import random
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
+from security.inputs import INPUTS, seeded
 
 from weave_router.fastpath.probe import (
     Parsed,
@@ -29,7 +29,6 @@ from weave_router.fastpath.probe import (
     parse_untrusted,
 )
 
-FUZZ_INPUTS = int(os.environ.get("FUZZ_INPUTS", "10000"))
 MACS = {"src": "0a:58:0a:20:00:05", "dst": "0a:58:0a:20:00:45"}
 TAGS: list[list[Packet]] = [[], [Dot1Q(vlan=5)], [Dot1AD(vlan=9), Dot1Q(vlan=5)], [Dot1Q(vlan=9), Dot1Q(vlan=5)]]
 TRANSPORTS: list[Packet] = [
@@ -142,8 +141,8 @@ STARTS = [bytes(framed(tags, *layers))[:n] for tags in TAGS for layers in (
 
 
 def test_fuzz_any_bytes_leave_offsets_inside() -> None:
-    rng = random.Random(1)
-    for _ in range(FUZZ_INPUTS):
+    rng = seeded(1)
+    for _ in range(INPUTS):
         data = bytearray(rng.choice(STARTS) + rng.randbytes(rng.choice((0, 1, 8, 40))))
         for _ in range(rng.choice((0, 1, 2, 8))):
             if data:
