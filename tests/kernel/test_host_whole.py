@@ -12,7 +12,15 @@ import pytest
 from pyroute2 import IPRoute
 
 from weave_router.config import LaunchConfig
-from weave_router.host import doctor, doctor_driver, handover_driver, lock_driver, reset_driver, tap_driver
+from weave_router.host import (
+    doctor,
+    doctor_driver,
+    handover_driver,
+    lock_driver,
+    probe_driver,
+    reset_driver,
+    tap_driver,
+)
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.faults import Fault, HostError
@@ -143,10 +151,10 @@ def test_doctor_tries_every_feature(host: Netns) -> None:
     assert doctor.worst(doctor.checks(facts)) is doctor.Verdict.WARN
 
 
-def test_doctor_tries_peers(host: Netns) -> None:
+def test_doctor_knocks_at_ports(host: Netns) -> None:
     host.run("ip", "link", "set", "lo", "up")
-    found = host.call(doctor_driver.reach, ["127.0.0.1"], 6783, lambda peer, port: True)
-    assert found == [doctor.Reach("127.0.0.1", True, False)]
+    assert host.call(probe_driver.try_port, "127.0.0.1", 6783) is doctor.Answer.REFUSED
+    assert host.call(probe_driver.try_port, "192.0.2.1", 6783) is doctor.Answer.UNREACHABLE
 
 
 def test_underlay_is_the_way_out(host: Netns, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_doctor_tries_each_target(served) -> None:
         lines = run("doctor", f"127.0.0.1:{port}", run_dir=served.run_dir).stdout.splitlines()
     assert f"ok    peer 127.0.0.1: TCP port {port} answers" in lines
     lines = run("doctor", f"127.0.0.1:{port}", run_dir=served.run_dir).stdout.splitlines()
-    assert f"fail  peer 127.0.0.1: TCP port {port} does not answer" in lines
+    assert f"fail  peer 127.0.0.1: nothing listens on TCP {port}" in lines
 
 
 # --- the frame around all commands ------------------------------------------------------------------------------

@@ -277,14 +277,40 @@ def test_each_finding_has_a_way_out(changed: dict[str, Any], name: str, verdict:
     assert words in found[0].way_out
 
 
-def test_reachability_of_peers() -> None:
-    found = doctor.reachability([doctor.Reach("a", True, False), doctor.Reach("b", None, True)], 6783)
-    assert [(check.name, check.verdict.value) for check in found] == [
-        ("peer a", "ok"),
-        ("peer a", "fail"),
-        ("peer b", "ok"),
+FAILURES = {
+    ("tcp", "unreachable"): ("TCP 6783 blocked", "allow TCP 6783 both ways"),
+    ("tcp", "refused"): ("nothing listens on TCP 6783", "launch weave-router there"),
+    ("tcp", "hung up"): ("wrong token", "compare `weave-router token status` there"),
+    ("tcp", "silent"): ("not a weave-router", "name the port"),
+    ("tcp", "foreign"): ("not a weave-router", "name the port"),
+    ("udp", "unreachable"): ("UDP 6783 blocked", "allow UDP 6783 both ways"),
+    ("udp", "refused"): ("nothing listens on UDP 6783", "allow UDP 6783 both ways"),
+    ("udp", "silent"): ("UDP 6783 blocked", "allow UDP 6783 both ways"),
+}
+
+
+@pytest.mark.parametrize(("protocol", "answer"), FAILURES)
+def test_what_came_of_knocking_is_said(protocol: str, answer: str) -> None:
+    came = {"tcp": doctor.Answer.PROVEN, "udp": doctor.Answer.UNTRIED, protocol: doctor.Answer(answer)}
+    (failed,) = [check for check in doctor.reachability([doctor.Reach("a", **came)], 6783)
+                 if check.verdict is doctor.Verdict.FAIL]  # fmt: skip
+    sentence, way_out = FAILURES[protocol, answer]
+    assert failed.name == "peer a"
+    assert failed.sentence.startswith(sentence) and failed.way_out.startswith(way_out)
+
+
+def test_ports_that_answer_and_one_that_was_not_tried() -> None:
+    proven, untried = doctor.Answer.PROVEN, doctor.Answer.UNTRIED
+    found = doctor.reachability([
+        doctor.Reach("a", proven, proven, token=True),
+        doctor.Reach("b", untried, proven, why_untried="give --token-file"),
+    ], 6783)  # fmt: skip
+    assert [(check.verdict.value, check.sentence) for check in found] == [
+        ("ok", "TCP port 6783 answers and holds the token"),
+        ("ok", "UDP port 6783 answers and holds the token"),
+        ("ok", "TCP port 6783 answers"),
+        ("warn", "UDP port 6783 not tried: give --token-file"),
     ]
-    assert "allow TCP 6783 both ways" in found[1].way_out
 
 
 # -- installed files -----------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """`doctor`: what on this machine, or on the way to its peers, could keep the router from working well.
 
-Works with the router running or not; a running one adds its peers and its warnings. The checks themselves are those
-of host/; this file only collects and prints them.
+Works with the router running or not; a running one adds its peers and its warnings. With the token file peers are asked
+for a proof, by TCP and by UDP. The checks themselves are those of host/; this file only collects and prints them.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -13,11 +16,13 @@ import click
 from weave_router.api import schema
 from weave_router.api.text import node
 from weave_router.cli.common import client, flag, json_flag, print_either, run_dir_flag
-from weave_router.config import PORT_DEFAULT, parse_target
+from weave_router.config import PORT_DEFAULT, STATE_DIR_DEFAULT, parse_target
 from weave_router.errors import NotRunningError, UsageError, UserError
 
 if TYPE_CHECKING:
-    from weave_router.host.doctor import Check
+    from weave_router.host.doctor import Answer, Check, Reach
+    from weave_router.host.probe_driver import Caller
+    from weave_router.tunnel.token import TokenSet
 
 _PEERS_TRIED: Final = 32
 """Addresses tried by TCP, all at once; one that is silent costs three seconds."""
@@ -26,10 +31,14 @@ _PEERS_TRIED: Final = 32
 @click.command(short_help="Check this machine and the way to its peers.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @flag("--bridge", default="weave", show_default=True, metavar="BRIDGE", help="The router's bridge, if it has another.")
+@flag("--token-file", default="", metavar="FILE", help="The cluster's token: peers then have to prove it.")
+@flag("--state-dir", default=STATE_DIR_DEFAULT, show_default=True, metavar="DIR",
+      help="Where the router keeps this node's identity: peers answer it by UDP.")
 @run_dir_flag
 @json_flag
 @click.pass_context
-def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, run_dir: str, as_json: bool) -> None:
+def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, token_file: str, state_dir: str, run_dir: str,
+           as_json: bool) -> None:
     """Check this machine, and whether every TARGET (else every known peer) can be reached.
 
     Exit status 1 when a check fails; a warning is no failure.
@@ -37,16 +46,19 @@ def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, run_dir: s
     \b
     Examples:
       weave-router doctor
-      weave-router doctor 192.0.2.11 192.0.2.12
+      weave-router doctor --token-file /etc/weave-router/token 192.0.2.11 192.0.2.12
     """
     from weave_router.host import doctor as rules
-    from weave_router.host import doctor_driver
+    from weave_router.host import doctor_driver, probe_driver
     from weave_router.host.names import tap_name
+    from weave_router.tunnel.token_driver import load_tokens
 
+    tokens = load_tokens(token_file) if token_file else None
     wanted = [_endpoint(target) for target in targets]
     report, router_check = _ask(run_dir)
     found = [router_check, *rules.checks(doctor_driver.facts((bridge, tap_name(bridge))))]
-    found += _reachable(wanted or _known(report), report)
+    with probe_driver.caller(Path(os.path.abspath(state_dir))) as who:
+        found += _reachable(wanted or _known(report), report, tokens, who)
     found += _of_router(report)
     print_either(found, as_json, "\n".join(_lines(found)))
     ctx.exit(1 if rules.worst(found) is rules.Verdict.FAIL else 0)
@@ -80,25 +92,50 @@ def _known(report: schema.StatusReport | None) -> list[tuple[str, int]]:
     return list(dict.fromkeys(_endpoint(text) for text in texts))
 
 
-def _reachable(endpoints: Iterable[tuple[str, int]], report: schema.StatusReport | None) -> "list[Check]":
-    from weave_router.host import doctor, doctor_driver
+def _reachable(endpoints: "Iterable[tuple[str, int]]", report: schema.StatusReport | None, tokens: "TokenSet | None",
+               who: "Caller | None") -> "list[Check]":
+    from weave_router.host import doctor
 
-    heard = _heard(report)
-
-    def try_one(endpoint: tuple[str, int]) -> "list[Check]":
-        host, port = endpoint
-        reach = doctor_driver.reach([host], port, lambda host, _: heard.get(host))
-        return doctor.reachability(reach, port)
-
+    ask = partial(_reach, heard=_heard(report), tokens=tokens, who=who)
     tried = list(endpoints)[:_PEERS_TRIED]
     with ThreadPoolExecutor(max_workers=_PEERS_TRIED) as threads:
-        return [check for checks in threads.map(try_one, tried) for check in checks]
+        found = list(zip(threads.map(ask, tried), tried, strict=True))
+    return [check for reach, (_, port) in found for check in doctor.reachability([reach], port)]
 
 
-def _heard(report: schema.StatusReport | None) -> dict[str, bool]:
-    """Host -> whether a session by UDP stands; only the running router can know."""
+def _reach(endpoint: tuple[str, int], heard: dict[str, bool] | None, tokens: "TokenSet | None",
+           who: "Caller | None") -> "Reach":
+    """``heard``: of a running router, which holds the port and the identity; else we ask ourselves."""
+    from weave_router.host import probe_driver
+    from weave_router.host.doctor import Answer, Reach
+
+    host, port = endpoint
+    tcp, key = probe_driver.try_tcp(host, port, tokens) if tokens else (probe_driver.try_port(host, port), b"")
+    proven = tokens is not None and tcp is Answer.PROVEN
+    udp, why = Answer.UNTRIED, ""
+    if heard is not None:
+        udp = _of_session(heard.get(host), proven)
+    elif tokens is None:
+        why = "give --token-file, a router answers by UDP to who proves the token"
+    elif who is None:
+        why = "this node was never launched, so no peer knows its key and answers it (--state-dir)"
+    elif proven:
+        udp = probe_driver.try_udp(host, port, tokens, key, who)
+    return Reach(host, udp, tcp, proven, why)
+
+
+def _of_session(stands: bool | None, proven: bool) -> "Answer":
+    from weave_router.host.doctor import Answer
+
+    if stands:
+        return Answer.PROVEN
+    return Answer.SILENT if stands is False and proven else Answer.UNTRIED
+
+
+def _heard(report: schema.StatusReport | None) -> dict[str, bool] | None:
+    """Host -> whether a session by UDP stands, as the running router knows; None without one."""
     if report is None:
-        return {}
+        return None
     return {
         parse_target(connection.address, PORT_DEFAULT)[0]: connection.state == "established"
         for connection in report.connections

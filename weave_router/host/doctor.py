@@ -4,7 +4,7 @@ Each check is one line: name, ok / warn / fail, a sentence, and the way out wher
 Called by the ``doctor`` command, which adds the reachability of each peer (``reachability``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -36,13 +36,28 @@ class NetworkManager:
     kept_off: bool
 
 
+class Answer(StrEnum):
+    """What came of knocking at a port."""
+
+    UNTRIED = "untried"
+    PROVEN = "proven"  # a weave-router that holds the token; by TCP without one: somebody listens
+    SILENT = "silent"
+    REFUSED = "refused"
+    UNREACHABLE = "unreachable"
+    HUNG_UP = "hung up"
+    FOREIGN = "foreign"
+
+
 @dataclass(frozen=True)
 class Reach:
-    """A peer's port, tried from here. None: not tried."""
+    """A peer's port, tried from here. ``why_untried``: for UDP, as the end of a sentence."""
 
     peer: str
-    udp: bool | None
-    tcp: bool | None
+    udp: Answer
+    tcp: Answer
+    token: bool = False
+    """Tried with a token: who answers has proven it."""
+    why_untried: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,22 +193,44 @@ def _managers(facts: Facts) -> list[Check]:
     return found or [Check("network managers", Verdict.OK, "none interferes")]
 
 
+_FIREWALLS: Final = "allow {protocol} {port} both ways in every firewall between the hosts"
+_ANSWERS: Final = {
+    ("TCP", Answer.UNREACHABLE): ("TCP {port} blocked: no connection comes about", _FIREWALLS),
+    ("TCP", Answer.REFUSED): (
+        "nothing listens on TCP {port}", "launch weave-router there, or name its port: HOST:PORT"),
+    ("TCP", Answer.HUNG_UP): (
+        "wrong token: it hung up on our handshake without a word, as a weave-router of another token (or version) does",
+        "compare `weave-router token status` there with the token file here"),
+    ("TCP", Answer.SILENT): (
+        "not a weave-router: it took the connection and has no answer to a handshake", "name the port of the router"),
+    ("TCP", Answer.FOREIGN): (
+        "not a weave-router: it answered a handshake with something else", "name the port of the router"),
+    ("UDP", Answer.UNREACHABLE): ("UDP {port} blocked: no way to the host", _FIREWALLS),
+    ("UDP", Answer.REFUSED): (
+        "nothing listens on UDP {port}, while TCP {port} answers: a firewall rejects it", _FIREWALLS),
+    ("UDP", Answer.SILENT): (
+        "UDP {port} blocked: no answer to three handshakes, while TCP {port} answers",
+        _FIREWALLS + "; a peer that has forgotten this node is silent too, until it is launched again"),
+}  # fmt: skip
+"""(protocol, answer) -> (sentence, way out)."""
+
+
 def reachability(found: Iterable[Reach], port: int) -> list[Check]:
     """One check per peer and protocol."""
-    return [
-        _reach(reach.peer, protocol, well, port)
-        for reach in found
-        for protocol, well in (("UDP", reach.udp), ("TCP", reach.tcp))
-        if well is not None
-    ]
+    return [check for reach in found for check in _reach(reach, port)]
 
 
-def _reach(peer: str, protocol: str, well: bool, port: int) -> Check:
-    name = f"peer {peer}"
-    if well:
-        return Check(name, Verdict.OK, f"{protocol} port {port} answers")
-    text = f"{protocol} port {port} does not answer"
-    return Check(name, Verdict.FAIL, text, f"allow {protocol} {port} both ways in every firewall between the hosts")
+def _reach(reach: Reach, port: int) -> Iterator[Check]:
+    name = f"peer {reach.peer}"
+    for protocol, answer in (("TCP", reach.tcp), ("UDP", reach.udp)):
+        if answer is Answer.PROVEN:
+            token = " and holds the token" if reach.token else ""
+            yield Check(name, Verdict.OK, f"{protocol} port {port} answers{token}")
+        elif answer is not Answer.UNTRIED:
+            text, way_out = (part.format(protocol=protocol, port=port) for part in _ANSWERS[protocol, answer])
+            yield Check(name, Verdict.FAIL, text, way_out)
+        elif reach.why_untried:
+            yield Check(name, Verdict.WARN, f"{protocol} port {port} not tried: {reach.why_untried}")
 
 
 def worst(found: Iterable[Check]) -> Verdict:

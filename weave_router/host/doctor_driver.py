@@ -6,7 +6,6 @@ Changes nothing that stays. Synchronous; needs no running router. Called by the 
 import ctypes
 import os
 import platform
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,16 +171,3 @@ def _underlay(own_links: tuple[str, ...]) -> tuple[str, int] | None:
     finally:
         ipr.close()
     return found.link, found.mtu
-
-
-def reach(peers: list[str], port: int, try_udp: Callable[[str, int], bool | None]) -> list[doctor.Reach]:
-    """TCP is tried here; ``try_udp`` is given from above: only a handshake draws an answer from a peer."""
-    return [doctor.Reach(peer, try_udp(peer, port), _tcp(peer, port)) for peer in peers]
-
-
-def _tcp(peer: str, port: int, timeout: float = 3.0) -> bool:
-    try:
-        socket.create_connection((peer, port), timeout=timeout).close()
-    except OSError:
-        return False
-    return True
