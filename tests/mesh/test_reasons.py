@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,10 +129,13 @@ def reason(router: Router, peer: str) -> str:
     return found.reason if found is not None else "no such connection"
 
 
-def wait_reason(router: Router, peer: str, wanted: Reason, deadline: float = 15.0) -> None:
+def wait_reason(router: Router, peer: str, wanted: Reason, deadline: float = 15.0,
+                again: Callable[[], object] = lambda: None) -> None:
+    """``again`` is done before each look."""
     seen: list[str] = []
 
     def reached() -> bool:
+        again()
         seen.append(reason(router, peer))
         return seen[-1] == wanted
 
@@ -211,13 +215,19 @@ def test_no_endpoint() -> None:
 
 
 SEND = """
-import socket, sys, time
+import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
     s.bind(("", 6783))
-    while True:
-        s.sendto(bytes.fromhex(sys.argv[2]), (sys.argv[1], 6783))
-        time.sleep(0.1)
+    for line in sys.stdin:
+        s.sendto(bytes.fromhex(line), (sys.argv[1], 6783))
 """
+
+
+def say(sender: subprocess.Popen[str], message: bytes) -> None:
+    """Have it sent once."""
+    assert sender.stdin is not None
+    sender.stdin.write(message.hex() + "\n")
+    sender.stdin.flush()
 
 
 def initiation(token: Token, version: int) -> bytes:
@@ -241,9 +251,9 @@ def test_peer_that_left_and_what_answers_in_its_place(world: World) -> None:
             (initiation(ours, 2), Reason.WRONG_VERSION),
             (initiation(Token.new(os.urandom, None), 1), Reason.UNKNOWN_TOKEN),
         ):
-            task = host.popen([sys.executable, "-c", SEND, address, message.hex()])
+            task = host.popen([sys.executable, "-c", SEND, address])
             try:
-                wait_reason(world.h1, "h2", wanted)
+                wait_reason(world.h1, "h2", wanted, again=lambda task=task, message=message: say(task, message))
             finally:
                 kill_process(task)
         world.h1.host.ip(f"route add unreachable {host.address()}/32")

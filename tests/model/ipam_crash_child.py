@@ -10,17 +10,14 @@ invariants of the cluster hold. Prints one line of JSON: how many deaths, and th
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
-import os
-import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
 from model.invariants import UP, Node, violations
+from unit.deaths import every_death
 
 from weave_router import store_file
 from weave_router.config import LaunchConfig
@@ -33,7 +30,6 @@ from weave_router.store import Attachment, Store
 from weave_router.store_group import GroupWriter
 from weave_router.tunnel.identity import Identity
 
-EXIT_CRASHED = 86
 ME = Identity.generate(Random(1).randbytes)
 CONFIG = LaunchConfig(name="n1", nickname="n1", token_file="/t", ipalloc_range="10.32.0.0/24")
 NAMED = 0x0A200040
@@ -55,7 +51,7 @@ def pod(number: int, name: str) -> Attachment:
     return Attachment(name, "eth0", (number,), 24, 7, "boot", f"v{name}", bytes(6))
 
 
-async def life(state: Path, answer: Callable[[Answer], None]) -> None:
+async def life(state: Path, answer: Callable[[Answer], object]) -> None:
     with Store.open(state, boot_id="boot") as store:
         service = started(store)
         writer = GroupWriter(store)
@@ -84,31 +80,7 @@ async def life(state: Path, answer: Callable[[Answer], None]) -> None:
         writer.shutdown()
 
 
-def die_at(nth: int, power: bool, state: Path) -> tuple[list[Answer], bool]:
-    """One life in a child: what it answered, and whether it died."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        ctypes.CDLL(None).crash_arm(os.fsencode(state), ctypes.c_long(nth), ctypes.c_int(power))
-        try:
-            asyncio.run(life(state, lambda a: os.write(writer, json.dumps(a).encode() + b"\n") and None))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        answers = [tuple(json.loads(line)) for line in file]
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, EXIT_CRASHED):
-        raise SystemExit(f"the life failed with status {status} at change {nth}")
-    return answers, status == EXIT_CRASHED
-
-
 def wrongs(state: Path, answers: list[Answer]) -> Iterator[str]:
-    for shared in state.glob("*-shm"):  # memory does not outlive the process here: nobody else has it mapped
-        shared.unlink()
     with Store.open(state, boot_id="boot") as store:
         service = started(store)
         rows = store.ipam.load()
@@ -136,21 +108,13 @@ def wrongs(state: Path, answers: list[Answer]) -> Iterator[str]:
 
 
 def main(scratch: Path) -> dict[str, object]:
-    deaths = 0
-    for nth in range(1, 10_000):
-        died = False
-        for power in (False, True):
-            state = scratch / f"{nth}-{power}"
-            answers, crashed = die_at(nth, power, state)
-            wrong = list(wrongs(state, answers))
-            shutil.rmtree(state, ignore_errors=True)
-            if wrong:
-                return {"deaths": deaths, "wrong": f"change {nth}, power {power}, answers {answers}: {wrong}"}
-            died |= crashed
-            deaths += crashed
-        if not died:
-            return {"deaths": deaths, "wrong": None}
-    raise SystemExit("the life does not end")
+    def lived(state: Path, say: Callable[[bytes], object]) -> None:
+        asyncio.run(life(state, lambda answer: say(json.dumps(answer).encode() + b"\n")))
+
+    def judge(state: Path, said: bytes) -> list[str]:
+        return list(wrongs(state, [tuple(json.loads(line)) for line in said.splitlines()]))
+
+    return every_death(scratch, lived, judge)
 
 
 MUTANTS: dict[str, Callable[[], object]] = {

@@ -5,20 +5,17 @@ with the states that the same life goes through undisturbed: what was acknowledg
 there as a whole or not at all. Prints one line of JSON: how many deaths, and the first difference.
 """
 
-import ctypes
 import json
-import os
-import shutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from unit.deaths import every_death
 
 from weave_router import store_file
 from weave_router.store import Attachment, Store
 from weave_router.store_ipam import IpamRows, LeaseRow, MemberRow, RegisterRow
 
-EXIT_CRASHED = 86
 POD = Attachment("c1", "eth0", (0x0A200001,), 12, 7, "boot", "vethwe1", b"\x0a\x58\x0a\x20\x00\x01")
 MOVED = Attachment("c1", "eth0", (0x0A200002, 0x0A200001), 12, 8, "boot", "vethwe2", b"\x0a\x58\x0a\x20\x00\x02")
 
@@ -119,36 +116,8 @@ def states(state: Path) -> list[list[str]]:
     return [found[0], *found]  # before the first step: the check itself makes the store
 
 
-def die_at(nth: int, power: bool, state: Path) -> tuple[int, bool]:
-    """One life in a child: (acknowledged steps, whether it died)."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        shim = ctypes.CDLL(None)
-        shim.crash_arm(os.fsencode(state), ctypes.c_long(nth), ctypes.c_int(power))
-        try:
-            for _ in life(state):
-                os.write(writer, b".")
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    os.close(writer)
-    acknowledged = 0
-    while chunk := os.read(reader, 4096):
-        acknowledged += len(chunk)
-    os.close(reader)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status not in (0, EXIT_CRASHED):
-        raise SystemExit(f"the life failed with status {status} at change {nth}")
-    return acknowledged, status == EXIT_CRASHED
-
-
 def difference(state: Path, acknowledged: int, expected: list[list[str]]) -> str | None:
     allowed = expected[acknowledged : acknowledged + 2]
-    for shared in state.glob("*-shm"):  # memory does not outlive the process here: nobody else has it mapped
-        shared.unlink()
     try:
         with opened(state, 99 if acknowledged else 1) as store:  # other draws: a lost identity is not made alike
             found = contents(store)
@@ -162,21 +131,12 @@ def difference(state: Path, acknowledged: int, expected: list[list[str]]) -> str
 
 def main(scratch: Path) -> dict[str, object]:
     expected = states(scratch / "undisturbed")
-    deaths = 0
-    for nth in range(1, 10_000):
-        died = False
-        for power in (False, True):
-            state = scratch / f"{nth}-{power}"
-            acknowledged, crashed = die_at(nth, power, state)
-            wrong = difference(state, acknowledged, expected)
-            shutil.rmtree(state, ignore_errors=True)
-            if wrong:
-                return {"deaths": deaths, "wrong": f"change {nth}, power {power}, step {acknowledged}: {wrong}"}
-            died |= crashed
-            deaths += crashed
-        if not died:
-            return {"deaths": deaths, "wrong": None}
-    raise SystemExit("the life does not end")
+
+    def lived(state: Path, say: Callable[[bytes], object]) -> None:
+        for _ in life(state):
+            say(b".")
+
+    return every_death(scratch, lived, lambda state, said: difference(state, len(said), expected))
 
 
 MUTANTS: dict[str, Callable[[], object]] = {
