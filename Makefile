@@ -4,11 +4,13 @@
 #   make demo            the main job in network namespaces (root); KEEP=1 leaves it up and says how to enter
 #   make sweep           removes what a kept demo left up
 #   make test            all tests; ROOMS="unit kernel" some of them; ARGS="-k replay" for pytest
-#   make bench           the benchmarks, beside kernel VXLAN and other overlays; QUICK=1: one round
+#   make bench           the benchmarks, beside kernel VXLAN and other overlays; QUICK=1: one short round of each;
+#                        in pieces: BENCH=throughput ARGS="--wire offloads --cases tcp1,tcp4"
 #   make lint            ruff, mypy, stubtest, cython-lint, layering, documentation
 #   make debug           builds with live-buffer counters and asserts, runs unit and kernel tests on it
 #   make asan            builds with address and undefined-behaviour sanitizers, runs unit and security tests on it
-#   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number
+#   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number, goes
+#                        on where it was ended; ARGS="--seconds 300 -k mesh" bounds an entry, takes some of them
 #   make soak-kernel     the kernel tests with a hundred times the traffic
 #   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping
 #   make soak-mesh       the mesh tests with 600 pods where make test has 60
@@ -121,8 +123,13 @@ sweep: .setup/release
 test: .setup/release .setup/clients
 	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
 
-# QUICK=1: one round of each, to see that all of it runs; figures are medians of five.
+# QUICK=1: one short round of each, to see that all of it runs (3 minutes); figures are medians of five.
+BENCH ?= throughput others curves cni
 BENCH_ROUNDS = $(if $(QUICK),1,5)
+QUICK_throughput = --seconds 0.3 --wire segmented --wire offloads-netfilter
+QUICK_others = --seconds 1 --wire segmented
+QUICK_curves = --seconds 0.5 --points 2
+QUICK_cni = --pods 20
 .setup/bench: .setup/dependencies
 	@.ci/packages bench
 	@$(BIN)/python .ci/requirements bench > $@.txt
@@ -130,10 +137,10 @@ BENCH_ROUNDS = $(if $(QUICK),1,5)
 	@touch $@
 
 bench: .setup/release .setup/bench .setup/clients
-	@for script in throughput others cni; do \
-	  echo "== $$script"; PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P benchmarks/$$script.py --rounds $(BENCH_ROUNDS) \
-	    $(if $(QUICK),--seconds 1) $(ARGS); done
-	@$(BIN)/python -P benchmarks/plots.py
+	@failed=0; $(foreach script,$(BENCH),echo "== $(script)"; \
+	  PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P benchmarks/$(script).py --rounds $(BENCH_ROUNDS) \
+	  $(if $(QUICK),$(QUICK_$(script))) $(ARGS) || failed=1; ) \
+	$(BIN)/python -P benchmarks/plots.py; exit $$failed
 
 lint: .setup/release
 	@$(BIN)/python .ci/rooms quality -- $(ARGS)
@@ -149,7 +156,7 @@ asan: .setup/asan
 	@$(ASAN) $(BIN)/python .ci/rooms unit security -- $(ARGS)
 
 fuzz: .setup/asan
-	@$(ASAN) FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python .ci/rooms unit security -- -k fuzz --timeout=0 $(ARGS)
+	@$(ASAN) $(BIN)/python .ci/fuzz --inputs $(FUZZ_INPUTS) $(ARGS)
 
 soak-cni: .setup/release .setup/clients
 	@SOAK=1 $(BIN)/python .ci/rooms cni -- --timeout=0 -k soak $(ARGS)

@@ -27,11 +27,19 @@ def load() -> dict[str, Any]:
     return content
 
 
+def merge_figures(part: str, figures: Mapping[str, Any], ratios: Mapping[str, float]) -> None:
+    """Each of ``figures`` replaces the one of its name in object ``part``, the others stay: for runs in pieces."""
+    _write({part: {**load().get(part, {}), **figures}}, ratios)
+
+
 def merge(part: str, content: Mapping[str, Any], ratios: Mapping[str, float] | None = None) -> None:
     """Object ``part`` becomes ``content`` with where and when it was measured; ``ratios`` replace those they name."""
-    found = load()
-    found[part] = {**circumstances(), **content}
-    found["ratios"] = dict(sorted({**found.get("ratios", {}), **(ratios or {})}.items()))
+    _write({part: {**circumstances(), **content}}, ratios or {})
+
+
+def _write(parts: Mapping[str, Any], ratios: Mapping[str, float]) -> None:
+    found = {**load(), **parts}
+    found["ratios"] = dict(sorted({**found.get("ratios", {}), **ratios}.items()))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     fresh = RESULTS.with_suffix(".new")
     fresh.write_text(json.dumps(found, indent=1) + "\n")

@@ -176,7 +176,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="CNI against the reference plugins.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pods", type=int, default=200)
-    parser.add_argument("--seconds", help="ignored: what other benchmarks take")
     options = parser.parse_args()
     console = Console() if sys.stdout.isatty() else Console(width=110)
     with console.status("cni") as shown:

@@ -28,15 +28,19 @@ from typing import Any, Final
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
+from _measures import Way, measures  # noqa: E402
 from _results import merge  # noqa: E402
 from lab import Host, Lab, LabError  # noqa: E402
 from lab.namespace import run  # noqa: E402
 from lab.router import wait_ping  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from throughput import WIRES, Way, pps, rtt, tcp, ways_of  # noqa: E402
+from throughput import WIRES, ways_of  # noqa: E402
 
 UP_SECONDS: Final = 15.0
+COLUMNS: Final = {"tcp1": ("TCP Mbit/s", ",.0f"), "cpu_per_gb": ("CPU s/GB", ".1f"),
+                  "udp64": ("64-byte frames/s", ",.0f"), "rtt.p50": ("RTT p50 us", ",.0f"),
+                  "rtt.p99": ("RTT p99 us", ",.0f")}  # fmt: skip
 OPENVPN_CIPHER: Final = "AES-256-GCM"
 
 
@@ -212,14 +216,15 @@ def bring_up(lab: Lab, ways: dict[str, Way], names: list[str], console: Console)
 
 def measure(lab: Lab, ways: dict[str, Way], options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """metric -> system -> a figure a round."""
-    metrics = {"tcp1": tcp(options.seconds), "udp64": pps(lab, options.seconds, 1), "rtt_p50": rtt(lab, "p50_us")}
-    taken: dict[str, dict[str, list[float]]] = {metric: {name: [] for name in ways} for metric in metrics}
-    for metric, figure in metrics.items():
+    known = measures(lab, options.seconds)
+    taken: dict[str, dict[str, list[float]]] = {}
+    for case in ("tcp1", "udp64", "rtt"):
         for number in range(options.rounds):
             order = list(ways) if number % 2 == 0 else list(ways)[::-1]
             for name in order:
-                with console.status(f"{metric}, round {number + 1} of {options.rounds}, {name}"):
-                    taken[metric][name].append(round(figure(ways[name]), 1))
+                with console.status(f"{case}, round {number + 1} of {options.rounds}, {name}"):
+                    for metric, value in known[case](ways[name]).items():
+                        taken.setdefault(metric, {one: [] for one in ways})[name].append(round(value, 3))
     return taken
 
 
@@ -238,17 +243,18 @@ def ratios_of(per_wire: dict[str, Any]) -> dict[str, float]:
 
 
 def show(wire: str, middle: dict[str, dict[str, float]], console: Console) -> None:
-    table = Table("system", "TCP Mbit/s", "64-byte frames/s", "RTT p50 us", "TCP: ours is", title=f"{wire} wire")
+    table = Table("system", *(title for title, _ in COLUMNS.values()), "TCP: ours is", title=f"{wire} wire")
     for name in middle["tcp1"]:
         mine = middle["tcp1"]["encrypted"] / middle["tcp1"][name]
-        table.add_row(name, *(f"{middle[metric][name]:,.0f}" for metric in middle), f"{mine:.2f} x")
+        table.add_row(name, *(f"{middle[metric][name]:{form}}" for metric, (_, form) in COLUMNS.items()),
+                      f"{mine:.2f} x")
     console.print(table)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed beside other overlays, in network namespaces.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=1, help="length of each throughput run")
+    parser.add_argument("--seconds", type=float, default=1, help="length of each throughput run")
     parser.add_argument("--only", default="", help="names, by commas")
     parser.add_argument("--wire", choices=sorted(WIRES), help="one kind of wire only")
     return parser.parse_args()
@@ -261,7 +267,7 @@ def main() -> int:
     said: dict[str, str] = {}
     for wire in [options.wire] if options.wire else WIRES:
         with Lab() as lab:
-            ways = ways_of(lab, WIRES[wire], plaintext=False)
+            ways, _ = ways_of(lab, wire, plaintext=False)
             said = bring_up(lab, ways, [name for name in options.only.split(",") if name], console)
             taken = measure(lab, ways, options, console)
         per_wire[wire] = {"medians": medians(taken), "samples": taken}

@@ -1,11 +1,13 @@
-"""Pictures of what ``results/latest.json`` says, for the README: ``docs/images/speed.svg`` and ``.png``.
+"""Pictures of what ``results/latest.json`` says, for the README: ``docs/images/speed`` and ``curves``, SVG and PNG.
 
-One row of bars per figure, one panel per wire; every bar is the median of its runs, the thin line their range. Reads
-the file and nothing else, so that no picture shows what was not measured. Needs matplotlib (dependency group bench).
+speed: one row of bars per figure, one panel per wire; every bar is the median of its runs, the thin line their range.
+curves: one panel per curve, each line in parts of its first point. Reads the file and nothing else, so that no picture
+shows what was not measured. Needs matplotlib (dependency group bench).
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +22,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from _results import load  # noqa: E402
 from matplotlib import pyplot  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 IMAGES: Final = ROOT / "docs" / "images"
 NAMES: Final = {"vxlan": "kernel VXLAN (plaintext)", "encrypted": "Weave Router"}
 FIGURES: Final = {
     "tcp1": "TCP, one stream (Mbit/s)",
     "udp64": "64-byte UDP (frames/s)",
-    "rtt_p50": "round trip p50 (µs)",
+    "rtt.p50": "round trip p50 (µs)",
 }
+CURVE_FIGURES: Final = ("tcp1", "udp64", "udp64x64")
 OURS, YARDSTICK, OTHERS = "#c2410c", "#64748b", "#94a3b8"
 WIRES: Final = {"segmented": "wire without offloads", "offloads": "wire with offloads"}
 
@@ -56,18 +60,41 @@ def draw(others: dict[str, Any]) -> None:
     run = f"{others['at'][:10]}, commit {others['commit']}, medians of {others['rounds']}"
     figure.text(0.01, 0.005, f"{machine}, {run}", fontsize=7, color="#475569")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
+    save(figure, "speed")
+
+
+def draw_curves(curves: dict[str, Any]) -> None:
+    figure, grid = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), squeeze=False)
+    for axes, (curve, per) in zip(grid[0], curves.items(), strict=True):
+        points = sorted((int(at), found["samples"]) for at, found in per.items())
+        for name in (name for name in points[0][1] if name in CURVE_FIGURES):
+            values = [statistics.median(samples[name]) for _, samples in points]
+            axes.plot([at for at, _ in points], [value / values[0] for value in values], marker="o", label=name)
+        axes.set_xscale("log" if points[-1][0] > 4 else "linear")
+        axes.set_xticks([at for at, _ in points], [f"{at:,}" for at, _ in points])
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"{curve}, in parts of {points[0][0]}", fontsize=9, loc="left")
+        axes.legend(fontsize=8)
+        axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    save(figure, "curves")
+
+
+def save(figure: Figure, name: str) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
-        figure.savefig(IMAGES / f"speed.{kind}", dpi=120)
+        figure.savefig(IMAGES / f"{name}.{kind}", dpi=120)
+    print(f"written to {(IMAGES / name).relative_to(ROOT)}.svg and .png")
 
 
 def main() -> int:
-    others = load().get("others")
-    if others is None:
+    found = load()
+    if "others" not in found:
         print("no figures of others yet: run benchmarks/others.py", file=sys.stderr)
         return 1
-    draw(others)
-    print(f"written to {(IMAGES / 'speed.svg').relative_to(ROOT)} and speed.png")
+    draw(found["others"])
+    if "curves" in found:
+        draw_curves(found["curves"])
     return 0
 
 

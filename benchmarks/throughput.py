@@ -1,14 +1,17 @@
-"""The first speed figures: the product against the kernel's plaintext VXLAN, between the same namespaces, in one run.
+"""The product against the kernel's plaintext VXLAN, between the same namespaces, in one run, case by case.
 
     pod a -- [h1: router, VXLAN] ----cable---- [h2: router, VXLAN] -- pod b      encrypted, and the yardstick
     pod c -- [h3: router       ] ----cable---- [h4: router       ] -- pod d      the same with --plaintext
 
-Each kind of wire in turn: segmented (tso, gso, gro and checksum offload off at both ends, so the underlay carries
-frames of MTU size) and with offloads. Runs alternate, so that a machine that slows down slows all alike; the figure is
-the median of ``--rounds``. Bridge netfilter is off. Prints a table and writes ``benchmarks/results/latest.json``, whose
-object ``ratios`` is what bars are set on. Exit status 1 where a bar is missed. Needs root and the installed program.
+Each kind of wire in turn: segmented (tso, gso and checksum offload off at both ends, so the underlay carries frames
+of MTU size) and offloads, each also with bridge netfilter and so conntrack on the hosts (``segmented-netfilter``).
+Cases are those of _measures.py, and ``footprint``: start-up time, resident memory and idle CPU of one router. Runs
+alternate, so that a machine that slows down slows all alike; the figure is the median of ``--rounds``. Prints a table
+and merges what it measured into ``benchmarks/results/latest.json``: object ``throughput`` by figure and wire, each with
+where and when, and object ``ratios`` (``tcp1.encrypted.segmented``), which is what bars are set on: so a run may be cut
+into pieces. Exit status 1 where a bar is missed. Needs root and the installed program.
 
-    throughput.py [--rounds N] [--seconds S] [--wire segmented|offloads] [--only tcp|udp|rtt]
+    throughput.py [--rounds N] [--seconds S] [--wire WIRE]... [--cases NAME,...]
 """
 
 from __future__ import annotations
@@ -16,173 +19,147 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import struct
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from _results import RESULTS, merge  # noqa: E402
-from lab import Host, Lab, LabError, Pod  # noqa: E402
+from _measures import CLOCK, UNITS, Figures, Way, measures  # noqa: E402
+from _results import RESULTS, circumstances, merge_figures  # noqa: E402
+from lab import Host, Lab, LabError, Pod, Router  # noqa: E402
 from lab.cluster import start_cluster  # noqa: E402
-from lab.iperf import iperf  # noqa: E402
 from lab.vxlan import join_vxlan, lay_vxlan  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 WIRES = {"segmented": False, "offloads": True}
-SMALL_PAYLOAD = 22  # a frame of 64 bytes: 14 Ethernet, 20 IPv4, 8 UDP
-ROUND_TRIPS = 20_000
+NETFILTER = "-netfilter"
 VXLAN_ADDRESSES = ("10.99.0.1", "10.99.0.2")
+VXLAN_ADDRESSES_V6 = ("fd99::1", "fd99::2")
+PLAINTEXT = ("tcp1", "udp64")
+"""Cases that are measured in plaintext too."""
+FOOTPRINT = "footprint"
+IDLE_SECONDS = 5.0
+CASES = (*measures(None, 0), FOOTPRINT)  # type: ignore[arg-type]  # names only
 
-BARS = {  # ratio: (least or most, figure); those of the first speed issue, then what later ones promise
-    "tcp1.encrypted.segmented": (">=", 0.55),
-    "tcp1.encrypted.offloads": (">=", 0.45),
-    "tcp1.plaintext_to_encrypted.segmented": (">=", 0.95),
-    "tcp1.plaintext_to_encrypted.offloads": (">=", 0.95),
+BARS = {  # ratio: (least or most, figure)
+    **{f"tcp1.plaintext_to_encrypted.{wire}": (">=", 0.95) for wire in WIRES},
+    "tcp1.encrypted.segmented": (">=", 0.75),
+    "tcp1.encrypted.offloads": (">=", 0.60),
+    **{f"tcp4.encrypted_to_tcp1.{wire}": (">=", 0.95) for wire in WIRES},
+    **{f"udp64.encrypted.{wire}": (">=", 1.5) for wire in WIRES},
+    **{f"udp64x64.encrypted.{wire}": (">=", 1.1) for wire in WIRES},
+    **{f"udp1350.encrypted.{wire}": (">=", 1.0) for wire in WIRES},
+    **{f"rtt.p50.encrypted.{wire}": ("<=", 2.0) for wire in WIRES},
+    **{f"rtt.p99.encrypted.{wire}": ("<=", 3.0) for wire in WIRES},
+    **{f"rtt_unpinned.p50.encrypted.{wire}": ("<=", 1.4) for wire in WIRES},
+    "cpu_per_gb.encrypted.segmented": ("<=", 1.8),
+    "cpu_per_gb.encrypted.offloads": ("<=", 2.3),
+    **{f"footprint.idle_percent.{wire}": ("<=", 0.5) for wire in WIRES},
+    **{f"rtt_loaded.p50_us.encrypted.{wire}": ("<=", 300.0) for wire in WIRES},
+    **{f"rtt_loaded.p99_us.encrypted.{wire}": ("<=", 1500.0) for wire in WIRES},
 }
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way from a pod to a pod."""
-
-    name: str
-    near: Pod
-    far: Pod
-    to: str
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Something measured on each way. ``unit`` is printed; results are medians of rounds."""
-
-    name: str
-    unit: str
-    measure: Callable[[Way], float]
-    ways: tuple[str, ...]
-
-
-# -- what is measured -----------------------------------------------------------------------------------------------
-
-
-def tcp(seconds: float) -> Callable[[Way], float]:
-    return lambda way: iperf(way.near, way.far, way.to, seconds=seconds).mbit_s
-
-
-def pps(lab: Lab, seconds: float, flows: int) -> Callable[[Way], float]:
-    """Frames a second that arrived, of a flood as fast as one sender can."""
-
-    def measure(way: Way) -> float:
-        receiver = lab.traffic.listen(way.far, "pps-recv", timeout=0.3)
-        options = {"to": way.to, "port": receiver.port, "small": SMALL_PAYLOAD, "seconds": seconds, "flows": flows}
-        lab.traffic.start(way.near, "pps-send", **options).result()
-        return float(receiver.result()["pps"])
-
-    return measure
-
-
-def rtt(lab: Lab, key: str) -> Callable[[Way], float]:
-    """Idle ping-pong in microseconds, both CPUs kept awake."""
-
-    def measure(way: Way) -> float:
-        echo = lab.traffic.listen(way.far, "echo")
-        with awake_cpus():
-            options = {"to": way.to, "port": echo.port, "count": ROUND_TRIPS, "interval": 0}
-            result = lab.traffic.start(way.near, "rtt", **options).result()
-        echo.stop()
-        return float(result[key])
-
-    return measure
-
-
-@contextmanager
-def awake_cpus() -> Iterator[None]:
-    """Holding /dev/cpu_dma_latency at 0 keeps CPUs from sleeping: else the figure is the time to wake one."""
-    try:
-        handle = os.open("/dev/cpu_dma_latency", os.O_WRONLY)
-    except OSError:
-        yield
-        return
-    try:
-        os.write(handle, struct.pack("i", 0))
-        yield
-    finally:
-        os.close(handle)
-
-
-def metrics(lab: Lab, seconds: float, only: str) -> list[Metric]:
-    all_ways, pair = ("vxlan", "encrypted", "plaintext"), ("vxlan", "encrypted")
-    found = [
-        Metric("tcp1", "Mbit/s", tcp(seconds), all_ways),
-        Metric("udp64", "frames/s", pps(lab, seconds, 1), pair),
-        Metric("udp64x64", "frames/s", pps(lab, seconds, 64), pair),
-        Metric("rtt.p50", "us", rtt(lab, "p50_us"), pair),
-        Metric("rtt.p99", "us", rtt(lab, "p99_us"), pair),
-    ]
-    return [metric for metric in found if metric.name.startswith(only)]
 
 
 # -- where ----------------------------------------------------------------------------------------------------------
 
 
-def two_hosts(lab: Lab, names: tuple[str, str], offloads: bool, flags: list[str]) -> tuple[list[Host], list[Pod]]:
-    cable = lab.cable(offloads=offloads)
-    hosts = [lab.host(name, cable) for name in names]
-    _, pods = start_cluster(lab, hosts, flags=flags)
-    return hosts, pods
+def two_hosts(
+    lab: Lab, names: tuple[str, str], wire: str, flags: list[str]
+) -> tuple[list[Host], list[Pod], list[Router]]:
+    cable = lab.cable(offloads=WIRES[wire.removesuffix(NETFILTER)])
+    hosts = [lab.host(name, cable, bridge_netfilter=wire.endswith(NETFILTER)) for name in names]
+    routers, pods = start_cluster(lab, hosts, flags=flags)
+    return hosts, pods, routers
 
 
-def ways_of(lab: Lab, offloads: bool, plaintext: bool) -> dict[str, Way]:
-    hosts, (a, b) = two_hosts(lab, ("h1", "h2"), offloads, [])
+def ways_of(lab: Lab, wire: str, plaintext: bool) -> tuple[dict[str, Way], Router]:
+    """(the ways by name, the router on the near side of the encrypted one)."""
+    hosts, (a, b), routers = two_hosts(lab, ("h1", "h2"), wire, [])
     lay_vxlan(*hosts)
-    for pod, address in zip((a, b), VXLAN_ADDRESSES, strict=True):
+    for pod, address, address_v6 in zip((a, b), VXLAN_ADDRESSES, VXLAN_ADDRESSES_V6, strict=True):
         join_vxlan(pod.host, pod, address)
-    ways = [Way("vxlan", a, b, VXLAN_ADDRESSES[1]), Way("encrypted", a, b, b.v4)]
+        pod.ip(f"address add {address_v6}/64 dev vx0 nodad")
+    ways = [Way("vxlan", a, b, VXLAN_ADDRESSES[1], VXLAN_ADDRESSES_V6[1]), Way("encrypted", a, b, b.v4, b.v6)]
     if plaintext:
-        _, (c, d) = two_hosts(lab, ("h3", "h4"), offloads, ["--plaintext"])
-        ways.append(Way("plaintext", c, d, d.v4))
-    return {way.name: way for way in ways}
+        _, (c, d), _ = two_hosts(lab, ("h3", "h4"), wire, ["--plaintext"])
+        ways.append(Way("plaintext", c, d, d.v4, d.v6))
+    return {way.name: way for way in ways}, routers[0]
 
 
 # -- run and report -------------------------------------------------------------------------------------------------
 
-Samples = dict[str, dict[str, list[float]]]  # "metric.wire" -> way -> one figure a round
+Samples = dict[str, dict[str, list[float]]]  # "figure.wire" -> way -> one figure a round
 
 
-def run_wire(wire: str, rounds: int, seconds: float, only: str, console: Console) -> Samples:
+def run_wire(wire: str, cases: list[str], rounds: int, seconds: float, console: Console) -> Samples:
     samples: Samples = {}
     with Lab() as lab:
-        ways = ways_of(lab, WIRES[wire], plaintext="tcp".startswith(only))
-        for metric in metrics(lab, seconds, only):
-            taken: dict[str, list[float]] = {name: [] for name in metric.ways}
+        ways, router = ways_of(lab, wire, plaintext=any(case in PLAINTEXT for case in cases))
+        known = measures(lab, seconds)
+        for case in cases:
+            names = [name for name in ways if name != "plaintext" or case in PLAINTEXT]
+            names = ["encrypted"] if case == FOOTPRINT else names
+            taken: Samples = {}
             for number in range(rounds):
-                with console.status(f"{wire} wire, {metric.name}, round {number + 1} of {rounds}"):
-                    order = metric.ways if number % 2 == 0 else metric.ways[::-1]
-                    for name in order:
-                        taken[name].append(metric.measure(ways[name]))
-            samples[f"{metric.name}.{wire}"] = taken
-            console.print(f"{wire} wire, {metric.name} ({metric.unit}): {describe(taken)}", highlight=False)
+                with console.status(f"{wire} wire, {case}, round {number + 1} of {rounds}"):
+                    for name in names if number % 2 == 0 else names[::-1]:
+                        figures = footprint(router) if case == FOOTPRINT else known[case](ways[name])
+                        keep(taken, wire, name, figures)
+            for key, per in taken.items():
+                console.print(f"{key}{UNITS.get(key[:3], '')}: {describe(per)}", highlight=False)
+            samples |= taken
     return samples
 
 
+def keep(taken: Samples, wire: str, name: str, figures: Figures) -> None:
+    for figure, value in figures.items():
+        taken.setdefault(f"{figure}.{wire}", {}).setdefault(name, []).append(round(value, 3))
+
+
+def footprint(router: Router) -> Figures:
+    """Of one router beside another: seconds until its API answers, MiB resident, percent of a core while idle."""
+    router.stop()
+    begun = time.monotonic()
+    router.launch()
+    start = time.monotonic() - begun
+    process = Path(f"/proc/{router.pid}")
+    before, begun = _worked(process), time.monotonic()
+    time.sleep(IDLE_SECONDS)  # the idle time itself
+    idle = (_worked(process) - before) / (time.monotonic() - begun) * 100
+    resident = int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return {"footprint.start_seconds": start, "footprint.resident_mib": resident, "footprint.idle_percent": idle}
+
+
+def _worked(process: Path) -> float:
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK
+
+
 def describe(taken: dict[str, list[float]]) -> str:
-    return ", ".join(f"{name} {statistics.median(values):,.1f}" for name, values in taken.items())
+    return ", ".join(f"{name} {statistics.median(values):,.2f}" for name, values in taken.items())
 
 
 def ratios_of(samples: Samples) -> dict[str, float]:
+    """Ratios to VXLAN; of the footprint, and of round trips under load, the figures themselves."""
     ratios: dict[str, float] = {}
-    for key, taken in samples.items():
-        middle = {name: statistics.median(values) for name, values in taken.items()}
-        metric, wire = key.rsplit(".", 1)
+    middles = {key: {name: statistics.median(values) for name, values in taken.items()}
+               for key, taken in samples.items()}  # fmt: skip
+    for key, middle in middles.items():
+        figure, wire = key.rsplit(".", 1)
+        if figure.startswith(FOOTPRINT):
+            ratios[key] = round(middle["encrypted"], 3)
+            continue
         for name in middle.keys() - {"vxlan"}:
-            ratios[f"{metric}.{name}.{wire}"] = round(middle[name] / middle["vxlan"], 3)
+            ratios[f"{figure}.{name}.{wire}"] = round(middle[name] / middle["vxlan"], 3)
+        if figure.startswith("rtt_loaded"):
+            ratios[f"{figure}_us.encrypted.{wire}"] = middle["encrypted"]
         if "plaintext" in middle:
-            ratios[f"{metric}.plaintext_to_encrypted.{wire}"] = round(middle["plaintext"] / middle["encrypted"], 3)
+            ratios[f"{figure}.plaintext_to_encrypted.{wire}"] = round(middle["plaintext"] / middle["encrypted"], 3)
+        if figure == "tcp4" and (one := middles.get(f"tcp1.{wire}")):
+            ratios[f"tcp4.encrypted_to_tcp1.{wire}"] = round(middle["encrypted"] / one["encrypted"], 3)
     return dict(sorted(ratios.items()))
 
 
@@ -203,29 +180,34 @@ def show(ratios: dict[str, float], console: Console) -> None:
     console.print(table)
 
 
-def write(ratios: dict[str, float], samples: Samples, options: argparse.Namespace) -> None:
-    merge("throughput", {"rounds": options.rounds, "seconds": options.seconds, "samples": samples}, ratios)
-
-
 def parse() -> argparse.Namespace:
+    wires = [*WIRES, *(wire + NETFILTER for wire in WIRES)]
     parser = argparse.ArgumentParser(description="Speed against kernel VXLAN, in network namespaces.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2, help="length of each throughput run")
-    parser.add_argument("--wire", choices=sorted(WIRES), help="one kind of wire only")
-    parser.add_argument("--only", choices=["tcp", "udp", "rtt"], default="", help="one kind of figure only")
-    return parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=2, help="length of each throughput run")
+    parser.add_argument("--wire", action="append", choices=wires, help="these only [default: all]")
+    parser.add_argument("--cases", default=",".join(CASES), help="by commas [default: all]: " + ",".join(CASES))
+    options = parser.parse_args()
+    options.cases = options.cases.split(",")
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"no such case: {', '.join(sorted(unknown))}")
+    options.wire = options.wire or wires
+    return options
 
 
 def main() -> int:
     options = parse()
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    samples: Samples = {}
-    for wire in [options.wire] if options.wire else WIRES:
-        samples |= run_wire(wire, options.rounds, options.seconds, options.only, console)
-    ratios = ratios_of(samples)
+    ratios: dict[str, float] = {}
+    for wire in options.wire:
+        samples = run_wire(wire, options.cases, options.rounds, options.seconds, console)
+        found = ratios_of(samples)
+        how = {"rounds": options.rounds, "seconds": options.seconds}
+        figures = {key: {**circumstances(), **how, "samples": taken} for key, taken in samples.items()}
+        merge_figures("throughput", figures, found)
+        ratios |= found
     show(ratios, console)
-    write(ratios, samples, options)
-    console.print(f"written to {RESULTS.relative_to(ROOT)}")
+    console.print(f"merged into {RESULTS.relative_to(ROOT)}")
     return 0 if all(held(name, ratio) is not False for name, ratio in ratios.items()) else 1
 
 

@@ -22,9 +22,11 @@ class Iperf:
 
 
 def iperf(
-    source: Namespace, sink: Namespace, to: str, *, seconds: float = 2, udp_mbit: int = 0, size: int = 0
+    source: Namespace, sink: Namespace, to: str, *, seconds: float = 2, udp_mbit: int = 0, size: int = 0,
+    streams: int = 1, reverse: bool = False,
 ) -> Iperf:
-    """One run of one stream; UDP at ``udp_mbit`` where that is not 0, ``size`` bytes each where that is not 0."""
+    """One run; UDP at ``udp_mbit`` where that is not 0, ``size`` bytes each where that is not 0. ``reverse``: the
+    source calls, the sink sends."""
     server = sink.popen(["iperf3", "-s", "-1", "-p", str(PORT), "--forceflush"])
     try:
         assert server.stdout is not None
@@ -34,6 +36,8 @@ def iperf(
         argv = ["iperf3", "-c", to, "-p", str(PORT), "-t", str(seconds), "-J", "--get-server-output"]
         argv += ["-u", "-b", f"{udp_mbit}M"] if udp_mbit else []
         argv += ["-l", str(size)] if size else []
+        argv += ["-P", str(streams)] if streams > 1 else []
+        argv += ["-R"] if reverse else []
         done = source.run(argv, check=False, timeout=seconds + 20)
     finally:
         kill_process(server)

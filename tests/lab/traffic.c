@@ -600,8 +600,10 @@ static int rtt(const struct options *o)
     }
     qsort(times, have, sizeof *times, by_value);
     if (have)
-        printf("{\"count\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"p50_us\": %.1f, \"p99_us\": %.1f, \"max_us\": %.1f}\n", have, lost,
-               (double)times[have / 2] / 1e3, (double)times[have * 99 / 100] / 1e3, (double)times[have - 1] / 1e3);
+        printf("{\"count\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f"
+               ", \"max_us\": %.1f}\n", have, lost,
+               (double)times[have / 2] / 1e3, (double)times[have * 99 / 100] / 1e3,
+               (double)times[have * 999 / 1000] / 1e3, (double)times[have - 1] / 1e3);
     else
         printf("{\"count\": 0, \"lost\": %" PRIu64 "}\n", lost);
     return 0;
