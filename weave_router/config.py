@@ -22,6 +22,9 @@ from weave_router.errors import UsageError
 ENV_PREFIX: Final = "WEAVE_ROUTER_"
 PORT_DEFAULT: Final = 6783
 RANGE_DEFAULT: Final = "10.32.0.0/12"
+CONFIG_IN_POD: Final = "/etc/weave-router/config.toml"
+"""Where deploy/weave-router.yaml mounts the ConfigMap."""
+
 STATE_DIR_DEFAULT: Final = "/var/lib/weave-router"
 RUN_DIR_DEFAULT: Final = "/run/weave-router"
 SERVICE_ACCOUNT_DEFAULT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -454,7 +457,7 @@ def load(
 ) -> LaunchConfig:
     """The launch configuration. ``flags``: field name -> value, None where not given; ``config`` names the file."""
     _check_variables(environ)
-    config_path = flags.get("config") or environ.get(ENV_PREFIX + "CONFIG", "")
+    config_path = flags.get("config") or environ.get(ENV_PREFIX + "CONFIG", "") or _config_of_pod(environ)
     values = _from_file(str(config_path)) if config_path else {}
     values |= _from_environment(environ)
     values |= _from_flags(flags, targets)
@@ -500,6 +503,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if text:
             values[option.field] = _parse(option, text, option.variable)
     return values
+
+
+def _config_of_pod(environ: Mapping[str, str]) -> str:
+    """The file of the ConfigMap that the manifest mounts: it may be made or not."""
+    in_kubernetes = environ.get(ENV_PREFIX + "KUBERNETES", "").strip()
+    return CONFIG_IN_POD if in_kubernetes and os.path.exists(CONFIG_IN_POD) else ""
 
 
 def _from_file(path: str) -> dict[str, Any]:

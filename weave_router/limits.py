@@ -220,6 +220,10 @@ PORT_NAME_TRIES: Final = 8
 PORT_UP_SECONDS: Final = 2.0
 """A veth port forwards within milliseconds of both ends being up; longer means that something took it down."""
 
+NEIGHBOURS: Final = 32_768
+"""Pods are one link: each pod has an entry for each pod it talks to, and the kernel counts those of all namespaces of a
+machine together, 1,024 unless told. 250 pods that talk to 128 others each; an entry takes some 450 bytes, when used."""
+
 FIREWALL_LOOK_SECONDS: Final = 30.0
 """Between looks at the host's firewall when nothing was heard of a change: what comes without a notification (legacy
 iptables, the sysctl of bridge netfilter) is seen within this."""

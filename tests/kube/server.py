@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import http.client
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -52,6 +54,12 @@ def enter(namespace: str) -> None:
                 raise OSError(ctypes.get_errno(), "setns")
 
 
+def node(name: str, *addresses: str, size: int = 0) -> dict[str, Any]:
+    """A Node object; ``size``: bytes that nobody needs."""
+    return {"metadata": {"name": name, "annotations": {"x": "y" * size}},
+            "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]}}
+
+
 class Server:
     """``directory``: all its files. ``address``: on which it listens; ``namespace``: in which, empty: this one."""
 
@@ -65,7 +73,8 @@ class Server:
         self.account = directory / "account"
 
     def start(self) -> None:
-        self._certificates()
+        self.make_certificate()
+        shutil.copy(self.directory / "api.key", self.directory / "sa.key")
         store = free_port()
         self._run([program("etcd"), "--data-dir", f"{self.directory}/etcd", "--unsafe-no-fsync=true",
                    f"--listen-client-urls=http://127.0.0.1:{store}", f"--listen-peer-urls=http://127.0.0.1:{free_port()}",
@@ -77,7 +86,7 @@ class Server:
             program("kube-apiserver"), f"--etcd-servers=http://127.0.0.1:{store}", f"--secure-port={self.port}",
             f"--bind-address={self.address}", f"--advertise-address={self.address}", f"--tls-cert-file={d}/api.crt",
             f"--tls-private-key-file={d}/api.key", "--service-account-issuer=https://kubernetes.default.svc",
-            f"--service-account-key-file={d}/api.key", f"--service-account-signing-key-file={d}/api.key",
+            f"--service-account-key-file={d}/sa.key", f"--service-account-signing-key-file={d}/sa.key",
             "--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=RBAC",
             f"--token-auth-file={d}/tokens.csv", "--disable-admission-plugins=ServiceAccount"])
         self._await()
@@ -98,10 +107,12 @@ class Server:
             self._processes.append(
                 subprocess.Popen([*self._prefix, *command], stdout=log, stderr=log, cwd=self.directory))
 
-    def _certificates(self) -> None:
+    def make_certificate(self, name: str = "api") -> None:
+        """Its own authority. The server takes another api.crt and api.key within a moment, without a restart."""
         subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "api.key", "-out", "api.crt",
-             "-days", "2", "-subj", "/CN=kube-apiserver", "-addext", f"subjectAltName=IP:127.0.0.1,IP:{self.address}"],
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key",
+             "-out", f"{name}.crt", "-days", "2",
+             "-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:127.0.0.1,IP:{self.address}"],
             cwd=self.directory, check=True, capture_output=True)
 
     def _await(self) -> None:
@@ -115,15 +126,16 @@ class Server:
                 assert all(process.poll() is None for process in self._processes)
                 time.sleep(0.1)
 
-    def ask(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
-        """As the administrator."""
-        return self._inside.submit(self._ask, method, path, body, kind).result()
+    def ask(self, method: str, path: str, body: object = None, kind: str = "application/json",
+            token: str = ADMIN) -> Any:
+        """As the administrator, or with another token."""
+        return self._inside.submit(self._ask, method, path, body, kind, token).result()
 
-    def _ask(self, method: str, path: str, body: object, kind: str) -> Any:
+    def _ask(self, method: str, path: str, body: object, kind: str, token: str) -> Any:
         request = urllib.request.Request(
             f"https://{self.address}:{self.port}/{path}", method=method,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {ADMIN}", "Content-Type": kind})
+            headers={"Authorization": f"Bearer {token}", "Content-Type": kind})
         context = ssl.create_default_context(cafile=str(self.directory / "api.crt"))
         with urllib.request.urlopen(request, context=context, timeout=10) as reply:
             text = reply.read()
@@ -151,12 +163,24 @@ class Server:
 
     # -- objects -----------------------------------------------------------------------------------------------------
 
-    def add_node(self, name: str, *addresses: str, size: int = 0) -> str:
-        found = self.ask("POST", "api/v1/nodes", {"metadata": {"name": name, "annotations": {"x": "y" * size}}})
-        if addresses:
-            status = {"status": {"addresses": [{"type": "InternalIP", "address": a} for a in addresses]}}
-            self.ask("PATCH", f"api/v1/nodes/{name}/status", status, "application/strategic-merge-patch+json")
+    def add_node(self, name: str, *addresses: str) -> str:
+        found = self.ask("POST", "api/v1/nodes", node(name, *addresses))
         return str(found["metadata"]["uid"])
+
+    def add_all(self, path: str, bodies: Iterable[dict[str, Any]]) -> None:
+        """Many objects, on one connection."""
+        self._inside.submit(self._add_all, path, bodies).result()
+
+    def _add_all(self, path: str, bodies: Iterable[dict[str, Any]]) -> None:
+        context = ssl.create_default_context(cafile=str(self.directory / "api.crt"))
+        connection = http.client.HTTPSConnection(self.address, self.port, context=context, timeout=10)
+        for body in bodies:
+            connection.request("POST", f"/{path}", json.dumps(body), {
+                "Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"})
+            reply = connection.getresponse()
+            assert reply.status == 201, reply.read()
+            reply.read()
+        connection.close()
 
     def leases(self) -> dict[str, str]:
         """Name -> holder."""

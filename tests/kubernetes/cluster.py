@@ -11,6 +11,7 @@ Must not know the product: it applies manifests. Called by conftest.py and demo.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, Final
 
-from kubernetes import control, images, keeper, nodefiles
+from kubernetes import control, images, keeper, name_server, nodefiles
 
 HERE: Final = Path(__file__).resolve().parent
 KUBERNETES: Final = "v1.34.4"
@@ -35,6 +36,8 @@ NEWER: Final = BIN / f"containerd-{CONTAINERD}"
 LOCK: Final = Path("/run/weave-router-k8s.lock")
 SWITCH: Final = f"{keeper.PREFIX}-switch"
 CLUSTER_V4: Final = "10.32.0.0/12"
+NEIGHBOURS: Final = 32_768
+"""What the router sets where it is in a machine's first namespace. These nodes share the machine's."""
 
 
 class ClusterError(Exception):
@@ -80,7 +83,8 @@ class Node:
             "net.ipv6.conf.all.forwarding=1")
 
     def boot(self, archives: Sequence[Path]) -> None:
-        nodefiles.write(self.folder, cgroup=self.netns, pause=images.PAUSE)
+        nodefiles.write(self.folder, cgroup=self.netns, pause=images.PAUSE,
+                        name_server=self.cluster.ranges.name_server if self.cluster.names else "")
         command = ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount", "--uts", "--pid", "--fork",
                    "--kill-child=SIGKILL", "--mount-proc", "--propagation", "private",
                    str(HERE / "node.sh"), str(self.cluster.folder), self.name, self.netns]
@@ -153,8 +157,12 @@ class Node:
 class Cluster:
     """Boots by ``boot``, goes by ``close`` or with the process."""
 
-    def __init__(self, nodes: int = 3, say: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+    def __init__(self, nodes: int = 3, say: Callable[[str], None] = lambda line: print(line, flush=True),
+                 ranges: control.Ranges = control.KUBEADM, names: bool = False) -> None:
+        """``names``: pods find Services by their names."""
         self.say = say
+        self.names = names
+        self.ranges = ranges
         self._lock = self._take_lock()
         for left in Path(tempfile.gettempdir()).glob("weave-router-k8s-*"):
             keeper.take_down(left)
@@ -166,6 +174,7 @@ class Cluster:
             start_new_session=True, pass_fds=[self._lock.fileno()],
         )  # fmt: skip
         self._children: list[subprocess.Popen[bytes]] = []
+        self._control: dict[str, subprocess.Popen[bytes]] = {}
         self.control = self.folder / "control"
         self.archives: list[Path] = []
         self.proxied = ("", "")
@@ -182,14 +191,18 @@ class Cluster:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def boot(self, mode: str = "nftables", cidr: str = CLUSTER_V4) -> "Cluster":
+    def boot(self, mode: str = "nftables", cidr: str = CLUSTER_V4, more_images: Sequence[Path] = ()) -> "Cluster":
         """Returns when every Node is registered. Ready they are when a CNI configuration is there."""
         began = time.monotonic()
         programs()
         self.say(f"programs are there ({time.monotonic() - began:.0f} s)")
-        archives = self.archives = [images.pause(self.folder), images.busybox(self.folder), images.router()]
+        archives = self.archives = [
+            images.pause(self.folder), images.busybox(self.folder), images.router(), *more_images]
         self.say(f"images are there ({time.monotonic() - began:.0f} s)")
         began = time.monotonic()
+        for family, serial in itertools.product(("ipv4", "ipv6"), (3, 2, 1)):
+            path = Path(f"/proc/sys/net/{family}/neigh/default/gc_thresh{serial}")
+            keeper.set_sysctl(self.folder, path, NEIGHBOURS >> (3 - serial))
         ip("netns", "add", SWITCH)
         ip("-n", SWITCH, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
         ip("-n", SWITCH, "link", "set", "br0", "up")
@@ -197,16 +210,19 @@ class Cluster:
         ip("-n", SWITCH, "addr", "add", "fd77::1/64", "dev", "br0", "nodad")
         for node in self.nodes:
             node.make_network()
-        address = self.nodes[0].v4
-        control.prepare(self.control, {node.name: node.folder for node in self.nodes}, address)
-        for name, command in control.commands(self.control, PROGRAMS, address).items():
-            self.spawn(name, ["nsenter", f"--net=/run/netns/{self.nodes[0].netns}", *command])
+        control.prepare(self.control, {node.name: node.folder for node in self.nodes}, self.nodes[0].v4, self.ranges)
+        for name in control.PROGRAMS:
+            self._start_control(name)
         with ThreadPoolExecutor() as threads:
             booting = [threads.submit(node.boot, archives) for node in self.nodes]
-            wait_for("API server", lambda: self.kubectl("get", "--raw", "/readyz", check=False).stdout == "ok", 90)
+            wait_for("API server", self.api_answers, 90)
             self.say(f"control plane is ready ({time.monotonic() - began:.1f} s)")
             for boot in booting:
                 boot.result()
+        if self.names:
+            server = [sys.executable, "-P", str(HERE / "name_server.py"), self.nodes[0].v4, *self.kubectl_words()]
+            self.spawn("names", ["nsenter", f"--net=/run/netns/{self.nodes[0].netns}", *server])
+            self.apply(*name_server.objects(self.ranges.name_server, self.nodes[0].v4))
         self.proxied = mode, cidr
         for node in self.nodes:
             node.start_kubelet()
@@ -214,6 +230,24 @@ class Cluster:
         wait_for("Nodes", lambda: len(self.get("nodes")) == len(self.nodes), 60)
         self.say(f"{len(self.nodes)} nodes are registered ({time.monotonic() - began:.1f} s)")
         return self
+
+    def _start_control(self, name: str) -> None:
+        command = control.commands(self.control, PROGRAMS, self.nodes[0].v4, self.ranges)[name]
+        self._control[name] = self.spawn(name, ["nsenter", f"--net=/run/netns/{self.nodes[0].netns}", *command])
+
+    def api_answers(self) -> bool:
+        return self.kubectl("get", "--raw", "/readyz", check=False).stdout == "ok"
+
+    @contextlib.contextmanager
+    def without_api(self) -> Iterator[None]:
+        """The API server is killed, and back, on the same etcd, when the block ends."""
+        self._control["apiserver"].kill()
+        self._control["apiserver"].wait()
+        try:
+            yield
+        finally:
+            self._start_control("apiserver")
+            wait_for("API server", self.api_answers, 60)
 
     def close(self) -> None:
         """The keeper does it; it ends when nothing is left."""

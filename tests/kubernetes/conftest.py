@@ -7,6 +7,15 @@ import pytest
 from kubernetes import pods, product
 from kubernetes.cluster import Cluster, Node
 
+TEST_SECONDS = 480
+"""The first test of a session boots the cluster, some run many pods; each wait in them has a shorter end of its own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "kubernetes" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
 
 @dataclass
 class Installed:

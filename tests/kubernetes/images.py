@@ -2,7 +2,7 @@
 
 ``pause`` is ten lines of C, ``busybox`` Debian's static one with its links, both one layer written here; the router's
 image is built by `make image` and written by the tool that built it. Made once per version into the cache outside the
-clone. Called by cluster.py.
+clone; run as a program it only does that. Called by cluster.py and the Makefile.
 """
 
 import hashlib
@@ -65,20 +65,21 @@ def archive(path: Path, name: str, files: dict[str, bytes], links: dict[str, str
             tar.addfile(info, io.BytesIO(data))
 
 
-def pause(folder: Path) -> Path:
+def pause(folder: Path, name: str = PAUSE) -> Path:
     program = folder / "pause"
     subprocess.run(["cc", "-static", "-O2", "-s", "-x", "c", "-o", program, "-"], input=_PAUSE_C.encode(), check=True)
-    archive(folder / "pause.tar", PAUSE, {"bin/pause": program.read_bytes()}, {}, ["/bin/pause"])
+    data = program.read_bytes()
+    archive(folder / "pause.tar", name, {"pause": data}, {}, ["/pause"])
     return folder / "pause.tar"
 
 
-def busybox(folder: Path) -> Path:
+def busybox(folder: Path, name: str = BUSYBOX) -> Path:
     program = shutil.which("busybox")
     if program is None:
         raise RuntimeError("busybox is missing: apt-get install busybox-static")
-    names = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    links = {f"bin/{name}": "busybox" for name in names if name not in ("busybox", "[", "[[")}
-    archive(folder / "busybox.tar", BUSYBOX, {"bin/busybox": Path(program).read_bytes()}, links, ["sh"])
+    commands = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    links = {f"bin/{each}": "busybox" for each in commands if each not in ("busybox", "[", "[[")}
+    archive(folder / "busybox.tar", name, {"bin/busybox": Path(program).read_bytes()}, links, ["sh"])
     return folder / "busybox.tar"
 
 
@@ -108,19 +109,30 @@ def router() -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    base = _run([ROOT / "tests/kubernetes/programs/base-image"]).strip()
-    flags = " ".join(f"--volume {place}:{place}:ro" for place in (
-        "/etc/apt", "/usr/share/keyrings", "/etc/ssl/certs", "/etc/pip.conf") if os.path.exists(place))
+    base, flags = debian()
     name = router_name()
     # buildah by name: docker's daemon, where there is one, knows nothing of the base image made here.
-    environment = {"BASE": base, "BUILD_FLAGS": f"--pull-never --layers {flags}", "BUILDER": "buildah"}
-    _run([ROOT / "deploy" / "image", name], environment)
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    _run(["buildah", "push", "-q", name, f"docker-archive:{new}:{name}"])
+    environment = {"BASE": base, "BUILD_FLAGS": f"--layers {' '.join(flags)}", "BUILDER": "buildah"}
+    run([ROOT / "deploy" / "image", name], environment)
     archives = sorted(path.parent.glob("weave-router-*.tar"), key=lambda old: old.stat().st_mtime)
     for old in archives[: 1 - ARCHIVES]:
         old.unlink()
+    return save(name, path)
+
+
+def debian() -> tuple[str, list[str]]:
+    """Name of a Debian 12 to build on, and buildah's flags that give a build this machine's own way to the packages."""
+    base = run([ROOT / "tests/kubernetes/programs/base-image"]).strip()
+    places = ("/etc/apt", "/usr/share/keyrings", "/etc/ssl/certs", "/etc/pip.conf")
+    return base, ["--pull-never", *(word for place in places if os.path.exists(place)
+                                    for word in ("--volume", f"{place}:{place}:ro"))]
+
+
+def save(name: str, path: Path) -> Path:
+    """What buildah calls ``name``, as the archive ``path``: there when it is whole."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    run(["buildah", "push", "-q", name, f"docker-archive:{new}:{name}"])
     return new.rename(path)
 
 
@@ -153,7 +165,7 @@ def _member(archive_file: tarfile.TarFile, name: str) -> IO[bytes]:
     return found
 
 
-def _run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
+def run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, start_new_session=True,
@@ -161,3 +173,7 @@ def _run(command: Sequence[str | Path], environment: dict[str, str] | None = Non
     if done.returncode != 0:
         raise RuntimeError(f"{command[0]}: exit status {done.returncode}\n{done.stdout[-4000:]}")
     return done.stdout.splitlines()[-1] if done.stdout else ""
+
+
+if __name__ == "__main__":
+    router()

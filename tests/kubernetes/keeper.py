@@ -4,7 +4,7 @@
 
 The harness keeps the other end of the pipe, so that its end, be it Ctrl-C, SIGKILL or an orderly one, is seen here.
 What is taken down: processes by the ids written in FOLDER/pids (with their start times: ids are used again),
-namespaces, cgroups, FOLDER. Also a function for what an earlier keeper could not finish. Called by cluster.py.
+namespaces, cgroups, sysctls, FOLDER. Also a function for what an earlier keeper could not finish. Called by cluster.py.
 """
 
 import contextlib
@@ -36,7 +36,25 @@ def take_down(folder: Path) -> None:
     for name in sorted(path.name for path in Path("/run/netns").glob(f"{PREFIX}-*")):
         subprocess.run(["ip", "netns", "del", name], check=False)
     _remove_cgroups()
+    restore_sysctls(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_sysctl(folder: Path, path: Path, value: int) -> None:
+    """At least ``value``; what stood there is written down first, and comes back when the cluster goes."""
+    present = int(path.read_text())
+    if present < value:
+        with open(folder / "sysctls", "a") as file:
+            file.write(f"{path} {present}\n")
+        path.write_text(str(value))
+
+
+def restore_sysctls(folder: Path) -> None:
+    """The last changed first."""
+    with contextlib.suppress(FileNotFoundError):
+        for line in reversed((folder / "sysctls").read_text().splitlines()):
+            path, value = line.split()
+            Path(path).write_text(value)
 
 
 def _end(folder: Path) -> None:

@@ -20,7 +20,8 @@ state = "/run/containerd"
 """Lowering an OOM score is not allowed where the machine itself is a container."""
 
 
-def write(folder: Path, *, cgroup: str, pause: str) -> None:
+def write(folder: Path, *, cgroup: str, pause: str, name_server: str) -> None:
+    """``name_server``: of the pods; empty: none."""
     (folder / "containerd.toml").write_text(_CONTAINERD.format(pause=pause))
     (folder / "kubelet.yaml").write_text(json.dumps({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -29,7 +30,7 @@ def write(folder: Path, *, cgroup: str, pause: str) -> None:
         # Several kubelets on one kernel would clear away each other's pods without a root of their own.
         "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{cgroup}", "failCgroupV1": False, "failSwapOn": False,
         "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-        "clusterDomain": "cluster.local", "resolvConf": "/dev/null",
+        "clusterDomain": "cluster.local", "clusterDNS": [name_server] if name_server else [], "resolvConf": "/dev/null",
         "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
         "evictionHard": {"memory.available": "1Mi", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
                          "imagefs.available": "0%"},

@@ -35,6 +35,20 @@ def test_defaults() -> None:
     assert (config.host, config.conn_limit, config.plaintext, config.no_discovery) == ("", 0, False, False)
 
 
+def test_the_file_that_a_configmap_may_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in Kubernetes, if it is there; variables and --config come before it."""
+    file = tmp_path / "config.toml"
+    monkeypatch.setattr("weave_router.config.CONFIG_IN_POD", str(file))
+    pod = {"WEAVE_ROUTER_KUBERNETES": "1"}
+    assert loaded(environ=pod).mtu == 0
+    file.write_text("mtu = 1300\n")
+    assert loaded(environ=pod).mtu == 1300 and loaded().mtu == 0
+    assert loaded(environ=pod | {"WEAVE_ROUTER_MTU": "1400"}).mtu == 1400
+    other = tmp_path / "other.toml"
+    other.write_text("mtu = 1350\n")
+    assert loaded({"config": str(other)}, environ=pod).mtu == 1350
+
+
 def test_who_gets_addresses_how() -> None:
     assert loaded().init == "new" and loaded({}, ("h2",)).init == "join"
     assert loaded({"bridge_address": "10.32.0.1"}, ("h2",)).init == "none"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weave_router import limits
-from weave_router.host import doctor, files, files_driver, steering
+from weave_router.host import bridge_driver, doctor, doctor_driver, files, files_driver, steering, sysctl_driver
 from weave_router.host.bridge import gso_max_size, link_local_of, random_mac
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.forwarding import ForwardDrop
@@ -215,6 +215,29 @@ def test_reset_refuses_while_pods_are_attached(found: Found, attachments: list[s
         steps(found, attachments, force=False)
 
 
+# -- neighbours ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("present", "then"), [
+    ((128, 512, 1024), (8192, 16384, limits.NEIGHBOURS)),
+    ((0, 20000, 99999), (8192, 20000, 99999)),
+])
+def test_the_table_of_neighbours_grows_and_never_shrinks(
+    present: tuple[int, ...], then: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NEIGHBOURS. IPv6 has no such file here, as in any namespace but the machine's first."""
+    monkeypatch.setattr(sysctl_driver, "ROOT", tmp_path)
+    folder = tmp_path / "net/ipv4/neigh/default"
+    folder.mkdir(parents=True)
+    for serial, value in enumerate(present, 1):
+        (folder / f"gc_thresh{serial}").write_text(f"{value}\n")
+    for family in ("ipv4", "ipv6"):
+        bridge_driver._more_neighbours(family)
+    assert tuple(int((folder / f"gc_thresh{serial}").read_text()) for serial in (1, 2, 3)) == then
+    assert doctor_driver._neighbours() == then[2]
+    assert not (tmp_path / "net/ipv6").exists()
+
+
 # -- doctor --------------------------------------------------------------------------------------------------------
 
 WELL = doctor.Facts(
@@ -261,6 +284,8 @@ def test_a_healthy_host() -> None:
         ({"legacy": ("ip",)}, "forwarding rules", "warn", "iptables-legacy -I FORWARD -i weave -j ACCEPT"),
         ({"bridge_netfilter": None}, "bridge netfilter", "ok", "modprobe br_netfilter"),
         ({"nft_error": "no libnftables"}, "forwarding rules", "warn", "nft list ruleset"),
+        ({"neighbours": limits.NEIGHBOURS}, "neighbours", "ok", ""),
+        ({"neighbours": 1024}, "neighbours", "warn", "sysctl -w net.ipv4.neigh.default.gc_thresh3=32768; sysctl -w"),
         ({"underlay": None}, "underlay MTU", "fail", "--mtu"),
         ({"underlay": ("eth0", 1400)}, "underlay MTU", "warn", "raise it to 1412 or more"),
         (

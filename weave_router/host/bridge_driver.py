@@ -13,6 +13,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from weave_router import limits
 from weave_router.host import sysctl_driver
 from weave_router.host.bridge import MTU_LINK_MAX, BridgePlan, gso_max_size, random_mac
 from weave_router.host.faults import Fault, HostError
@@ -128,8 +129,20 @@ def _sysctls(ipr: Netlink, plan: BridgePlan) -> None:
     for name, value in _own(plan):
         sysctl_driver.write(name, value, link=plan.name)
     sysctl_driver.write("net/ipv4/ip_forward", "1", link=plan.name)
+    for family in ("ipv4", "ipv6"):
+        _more_neighbours(family)
     if any(address.version == 6 for address in plan.addresses):
         _forward_ipv6(ipr, plan)
+
+
+def _more_neighbours(family: str) -> None:
+    """Of the whole machine, so only where this is its first namespace. Greatest first: the others lie below it."""
+    for serial, wanted in ((3, limits.NEIGHBOURS), (2, limits.NEIGHBOURS // 2), (1, limits.NEIGHBOURS // 4)):
+        name = f"net/{family}/neigh/default/gc_thresh{serial}"
+        present = sysctl_driver.read(name)
+        if present is not None and int(present) < wanted:
+            with contextlib.suppress(HostError):  # the doctor names what stayed
+                sysctl_driver.write(name, str(wanted), link="the machine's neighbours")
 
 
 def _forward_ipv6(ipr: Netlink, plan: BridgePlan) -> None:

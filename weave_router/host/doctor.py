@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from weave_router.host.forwarding import ForwardDrop, legacy_sentence
-from weave_router.limits import POD_MTU_MIN, UNDERLAY_OVERHEAD
+from weave_router.limits import NEIGHBOURS, POD_MTU_MIN, UNDERLAY_OVERHEAD
 
 
 class Verdict(StrEnum):
@@ -75,6 +75,8 @@ class Facts:
     nft_error: str = ""
     underlay: tuple[str, int] | None = None
     managers: tuple[NetworkManager, ...] = ()
+    neighbours: int | None = None
+    """Most entries of the machine's tables of neighbours; None: not to be seen from this namespace."""
 
 
 # Feature -> (what it gives, since which kernel, what is lost without).
@@ -104,6 +106,7 @@ def checks(facts: Facts) -> list[Check]:
         *_forward(facts),
         _underlay(facts),
         *_managers(facts),
+        *_neighbours(facts),
     ]
 
 
@@ -144,6 +147,17 @@ def _features(facts: Facts) -> list[Check]:
             text = f"{what}: refused by this kernel ({facts.kernel}); without it {loss}"
             found.append(Check(f"kernel: {name}", Verdict.WARN, text, f"Linux {since} has it"))
     return found
+
+
+def _neighbours(facts: Facts) -> Iterator[Check]:
+    if facts.neighbours is None:
+        return
+    text = f"the kernel keeps {facts.neighbours} for all pods of this machine"
+    if facts.neighbours >= NEIGHBOURS:
+        yield Check("neighbours", Verdict.OK, text)
+        return
+    way_out = "; ".join(f"sysctl -w net.{family}.neigh.default.gc_thresh3={NEIGHBOURS}" for family in ("ipv4", "ipv6"))
+    yield Check("neighbours", Verdict.WARN, f"{text}: pods that talk to many others lose packets", way_out)
 
 
 def _bridge_netfilter(facts: Facts) -> Check:

@@ -56,6 +56,7 @@ def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset())
             doctor.NetworkManager(name, files_driver.is_running(name), files_driver.is_kept_off(name))
             for name in files.KEEPS_OFF
         ),
+        neighbours=_neighbours(),
     )
 
 
@@ -128,6 +129,12 @@ def _capabilities() -> frozenset[str]:
     lines = Path("/proc/thread-self/status").read_text().splitlines()
     effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     return frozenset(name for name, bit in _CAPABILITIES.items() if effective >> bit & 1)
+
+
+def _neighbours() -> int | None:
+    """The lesser of both families' tables."""
+    found = [sysctl_driver.read(f"net/{family}/neigh/default/gc_thresh3") for family in ("ipv4", "ipv6")]
+    return min((int(each) for each in found if each is not None), default=None)
 
 
 def _bridge_netfilter(bridge: str) -> bool | None:

@@ -1,0 +1,133 @@
+"""What is there goes on while something is missing: the API server for a minute (SOAK: five), or the CPUs.
+
+    pinger (node-1) ──10 a second──> web (node-2)          the routers of all nodes are killed meanwhile
+    phoenix (node-3): its pause container is killed, kubelet gives it a new sandbox: DEL and ADD
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import Any
+
+from kubernetes import pods, processes, product
+from kubernetes.cluster import Cluster, Node, wait_for
+from kubernetes.conftest import Pod
+from kubernetes.images import ROOT
+from kubernetes.test_life import router_pods
+
+SOAK = bool(os.environ.get("SOAK"))
+AWAY_SECONDS = 300 if SOAK else 60
+SATURATED_SECONDS = 120 if SOAK else 20
+CONVERGED_SECONDS = 10
+PINGS_A_SECOND = 10
+GAP_SECONDS = 2.5
+"""Of traffic, while a router is killed and started again: the promise of a restart."""
+
+
+def status(node: Node) -> dict[str, Any]:
+    """By the socket on the node: without the API server."""
+    said = node.run(f"{ROOT}/.venv/bin/weave-router", "status", "--json", check=False).stdout
+    found: dict[str, Any] = json.loads(said) if said.startswith("{") else {}
+    return found
+
+
+def attachments(node: Node) -> list[str]:
+    return [each["address"] for each in status(node)["ipam"]["attachments"]]
+
+
+def converged(cluster: Cluster) -> bool:
+    found = [status(node).get("kubernetes", {}) for node in cluster.nodes]
+    return all(each.get("status") == "ready" and not each["troubles"] for each in found)
+
+
+def gaps(text: str) -> list[int]:
+    """Lengths of the runs of lost pings."""
+    seen = [int(serial) for serial in re.findall(r"seq=(\d+)", text)]
+    return [later - earlier - 1 for earlier, later in itertools.pairwise(seen) if later - earlier > 1]
+
+
+def kill_router(node: Node) -> None:
+    """SIGKILL, and wait for the next one to answer."""
+    before = processes.router(node)
+    os.kill(before, signal.SIGKILL)
+    wait_for(f"another router on {node.name}", lambda: processes.router(node) not in (0, before), 15)
+    wait_for(f"{node.name}'s router answers", lambda: status(node), 30)
+
+
+def test_the_api_server_is_away_for_a_minute(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    folder = cluster.folder / "away"
+    folder.mkdir()
+    near, middle, last = cluster.nodes
+    target = serving[middle.name].addresses[0]
+    shared: dict[str, Any] = {
+        "volumes": [{"name": "away", "hostPath": {"path": str(folder), "type": "Directory"}}],
+        "container": {"volumeMounts": [{"name": "away", "mountPath": "/away"}]},
+    }  # fmt: skip
+    pinger = f"exec ping -i {1 / PINGS_A_SECOND} {target} > /away/pings"
+    phoenix = f"ping -c 1 -W 5 {target} >> /away/phoenix 2>&1; exec sleep 1000000"
+    made = [pods.pod("pinger", near.name, pinger, restartPolicy="Never", **json.loads(json.dumps(shared))),
+            pods.pod("phoenix", last.name, phoenix, **shared)]
+    with cluster.objects(*made):
+        product.wait_running(cluster, ["pinger", "phoenix"])
+        uid = next(pod["metadata"]["uid"] for pod in cluster.get("pods") if pod["metadata"]["name"] == "phoenix")
+        held = attachments(last)
+        with cluster.without_api():
+            began = time.monotonic()
+            wait_for("the routers see it", lambda: not any(
+                status(node)["kubernetes"]["status"] == "ready" for node in cluster.nodes), 30)
+            for node in cluster.nodes:
+                kill_router(node)
+            os.kill(processes.pause(last, uid), signal.SIGKILL)
+            wait_for("the new sandbox's ping", lambda: (folder / "phoenix").read_text().count("transmitted") == 2, 60)
+            wait_for("the old sandbox's DEL", lambda: len(attachments(last)) == len(held), 30)
+            time.sleep(max(0.0, began + AWAY_SECONDS - time.monotonic()))  # the figure itself
+        began = time.monotonic()
+        wait_for("the routers have converged", lambda: converged(cluster), CONVERGED_SECONDS)
+        print(f"converged {time.monotonic() - began:.1f} s after the API server was back")
+        assert "100% packet loss" not in (folder / "phoenix").read_text()
+        end_ping(near)
+        wait_for("the pinger's summary", lambda: "transmitted" in (folder / "pings").read_text(), 10)
+        lost = gaps((folder / "pings").read_text())
+        print(f"pings lost in a row: {lost or 'none'}, of {AWAY_SECONDS * PINGS_A_SECOND}")
+        # Two of the three routers are on the way, and each of them was killed once.
+        assert len(lost) <= 2 and all(run <= GAP_SECONDS * PINGS_A_SECOND for run in lost)
+    wait_for("Nodes Ready", lambda: product.all_ready(cluster), 60)
+
+
+def end_ping(node: Node) -> None:
+    """As Ctrl-C: it writes what it holds back, and its summary."""
+    (pid,) = (pid for pid, words, _ in processes.of_node(node) if words[:2] == ["ping", "-i"])
+    os.kill(pid, signal.SIGINT)
+
+
+def probed(cluster: Cluster) -> dict[str, tuple[str, int, str]]:
+    """Node -> its router pod, restarts of it, and since when it is Ready."""
+    found = {}
+    for name, pod in router_pods(cluster).items():
+        (container,) = pod["status"]["containerStatuses"]
+        (since,) = (c["lastTransitionTime"] for c in pod["status"]["conditions"]
+                    if c["type"] == "Ready" and c["status"] == "True")
+        found[name] = (pod["metadata"]["uid"], container["restartCount"], since)
+    return found
+
+
+def test_probes_hold_while_both_cpus_are_saturated(cluster: Cluster, serving: dict[str, Pod]) -> None:
+    """Four busy loops on the machine and four in a pod of each node: sixteen for two CPUs."""
+    loop = "while :; do :; done"
+    four = " & ".join([f"({loop})"] * 3 + [loop])
+    made = [pods.pod(f"busy-{node.name}", node.name, four) for node in cluster.nodes]
+    with cluster.objects(*made):
+        product.wait_running(cluster, [item["metadata"]["name"] for item in made])
+        before = probed(cluster)
+        loops = [subprocess.Popen(["sh", "-c", loop], start_new_session=True) for _ in range(4)]
+        try:
+            time.sleep(SATURATED_SECONDS)  # the figure itself
+            assert probed(cluster) == before
+        finally:
+            for each in loops:
+                each.kill()
+                each.wait()

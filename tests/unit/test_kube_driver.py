@@ -1,0 +1,84 @@
+"""The Kubernetes driver for twenty minutes of virtual time on the API server of kube_api.py: what it asks in quiet."""
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from random import Random
+from typing import Any
+
+from unit import virtual_loop
+from unit.kube_api import ApiModel, Router, Sim
+
+from weave_router.kube.core import Answer, Call, World
+from weave_router.kube.driver import KubeDriver
+from weave_router.tunnel.token import Token, TokenSet
+
+SECONDS = 1200.0
+REQUESTS_A_MINUTE = 1
+BOOKMARK_SECONDS = 60.0
+
+
+class Api:
+    """What api_driver.py gives, without a network: a watch shows bookmarks and ends when its time is over."""
+
+    def __init__(self, model: ApiModel) -> None:
+        self.model = model
+        self.asked: Counter[str] = Counter()
+
+    async def request(self, call: Call) -> Answer:
+        self.asked[f"{call.method} {call.purpose}"] += 1
+        await asyncio.sleep(0.01)
+        return self.model.request(call)
+
+    @contextlib.asynccontextmanager
+    async def watch(self, call: Call) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked["watch"] += 1
+        yield self._lines(call)
+
+    async def _lines(self, call: Call) -> AsyncIterator[bytes]:
+        end = asyncio.get_running_loop().time() + float(call.params["timeoutSeconds"])
+        seen = int(call.params["resourceVersion"])
+        while (left := end - asyncio.get_running_loop().time()) > 0:
+            for version, path, kind, each in self.model.log:
+                if version > seen and path.startswith(call.path):
+                    seen = version
+                    yield json.dumps({"type": kind, "object": each}).encode()
+            await asyncio.sleep(min(1.0, left))
+        yield json.dumps({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(seen)}}}).encode()
+
+
+async def quiet_time(router: Router, api: Api, held: TokenSet) -> Counter[str]:
+    """What is asked in it, after everything was found and claimed."""
+    clock = asyncio.get_running_loop().time
+    router.core.held = held
+
+    def act(work: Any) -> Any:
+        return work(clock())
+
+    world = World(serving=True, utc="2026-01-01T00:00:00Z")
+    driver = KubeDriver(router.core, api, Random(1), act=act, world=lambda: world, changed=lambda: None)
+    task = asyncio.create_task(driver.run())
+    while not (len(router.blocks.owned()) == 2 and router.core.own and router.core.own.available):
+        await asyncio.sleep(1)
+        assert clock() < 60
+    await asyncio.sleep(30)
+    api.asked.clear()
+    await asyncio.sleep(SECONDS)
+    assert not task.done()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return api.asked
+
+
+def test_an_idle_node_asks_once_a_minute_at_most_beside_its_watches() -> None:
+    sim = Sim()
+    router = sim.add("a", appetite=2)
+    held = TokenSet([Token.new(Random(1).randbytes)])
+    asked = virtual_loop.run(quiet_time(router, Api(sim.api), held))
+    watches = asked.pop("watch")
+    assert 0 < sum(asked.values()) <= REQUESTS_A_MINUTE * SECONDS / 60, asked
+    assert watches <= 3 * SECONDS / 300
+    assert not [what for what in asked if not what.startswith("GET")], asked
