@@ -234,8 +234,12 @@ FIREWALL_LOOK_SPACING: Final = 1.0
 FIREWALL_LOOK_SHARE: Final = 0.05
 """Part of one core that looks may take where listing the rules takes long."""
 
-REAP_SECONDS: Final = 0.05
-"""Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms), within 100 ms of DEL."""
+SOON_SECONDS: Final = 0.05
+"""Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms), within 100 ms of DEL. And
+the bridge is looked at so long after an ADD, once for all ADDs of that time."""
+
+MENDED_SHOWN: Final = 16
+"""Changes of the bridge that status names, the latest: whoever makes them makes them again."""
 
 HANDOVER_REQUEST_BYTES: Final = 2 << 20
 """One attach request: a CNI configuration (1 MiB at most, quotes escaped) with its environment, as a rule a few KB."""

@@ -271,7 +271,7 @@ class Router:
         self._make_cores()
         self._inherit()
         tap_driver.make_tap(config.tap)
-        standing = await self.host.reattach(self.attachments.standing_plans())
+        standing = await self.host.reattach(self.attachments.standing_plans(), config.bridge)
         await self.host.build(self.bridge, config, self.universe.network_v6, [plan.guard for plan in standing])
         await closing.enter_async_context(self.firewall)
         await self.attachments.restore(standing)
@@ -362,7 +362,7 @@ class Router:
                                lambda: self.firewall.state.hairpin, config.ipv6_first)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
                                        announce=self.record.announce, owner_of=self.peers.other_owner,
-                                       addresses=self.ipam_driver,
+                                       owner_of_mac=self.peers.other_owner_of_mac, addresses=self.ipam_driver,
                                        until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)))
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)

@@ -94,6 +94,11 @@ class Peers:
         owner = self._routes.owner_of(number)
         return None if owner in (None, self._me) else self._name_of(owner or b"")
 
+    def other_owner_of_mac(self, mac: bytes) -> str | None:
+        """The name of the other node that announces an address with this MAC."""
+        owner = self._routes.announcer_of(mac)
+        return None if owner is None else self._name_of(owner)
+
     def inside(self, address: str) -> bool:
         """Whether the overlay itself would carry it."""
         return self._universe.number_of(ip_address(address)) is not None

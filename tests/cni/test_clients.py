@@ -40,12 +40,6 @@ def third(address: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def machines(lab: Lab) -> Iterator[list[Machine]]:
     """Each lists all three, itself included: one list for all is what people write."""
     switch = lab.switch()

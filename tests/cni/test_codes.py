@@ -5,7 +5,7 @@ No kernel: what each verb does to one is in test_router.py. The executable's own
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
@@ -31,6 +31,7 @@ from weave_router.store import Attachment
 
 UNIVERSE, TWIN = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
 INODE = 4026531000
+MAC_ELSEWHERE = bytes.fromhex("020000000099")
 
 
 class World:
@@ -47,7 +48,8 @@ class World:
                                default_ipv6=True)
         self.attachments = Attachments(
             settings, host=self, store=self, in_writer=self.in_writer, announce=lambda: None,
-            owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, until_sent=self.until_sent, addresses=addresses)
+            owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, owner_of_mac={MAC_ELSEWHERE: "other"}.get,
+            until_sent=self.until_sent, addresses=addresses)
         self.service = CniService(settings, self.attachments, self, self, lambda fd: fd, self.number_of)
 
     async def in_writer(self, work: Callable[[], object]) -> object:
@@ -71,12 +73,13 @@ class World:
         return ()
 
     # the host
-    async def attach(self, plan: PodPlan, *_: Any) -> tuple[Attached, list[str]]:
+    async def attach(self, plan: PodPlan, bridge: Any, netlink: int, netns: int, kept: Awaitable[None]) -> Attached:
         if self.fault:
             raise self.fault
+        await kept
         self.wired[plan.port] = plan
         return Attached(plan.port, 5, 2, plan.mac, plan.ipv4, plan.ipv6, "02:00:00:00:00:01", "0a:58:0a:20:00:01",
-                        True, plan.gateway_ipv6 is not None), []
+                        True, plan.gateway_ipv6 is not None)
 
     async def detach(self, guard: Any) -> bool:
         return self.wired.pop(guard.port, None) is not None
@@ -84,8 +87,8 @@ class World:
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         return Seen(self.problems, "02:00:00:00:00:01", "0a:58:0a:20:00:01", True, True)
 
-    async def ports(self) -> set[str]:
-        return set(self.wired)
+    async def gone(self, names: Iterable[str]) -> set[str]:
+        return set(names) - set(self.wired)
 
     def ask(self, verb: str, container: str = "c1", version: str = "1.1.0", *, args: str = "IP=10.32.0.5",
             inode: int = INODE, raw: str | None = None, ifname: str = "eth0", **config: Any) -> dict[str, Any]:
@@ -142,6 +145,8 @@ CASES: list[Case] = [
     (Code.ADDRESS_REFUSED, "192.0.2.5 is not inside the range", World, {"args": "IP=192.0.2.5"}),
     (Code.ADDRESS_REFUSED, "MAC 0a:58:0a:20:00:06 belongs to another address", World,
      {"args": "IP=10.32.0.5;MAC=0a:58:0a:20:00:06"}),
+    (Code.ADDRESS_REFUSED, "MAC 02:00:00:00:00:99 belongs to a pod of node other", World,
+     {"args": "IP=10.32.0.5;MAC=02:00:00:00:00:99"}),
     (Code.WIRING_FAILED, "pod already has an interface",
      lambda: broken(World(), fault=HostError(Fault.POD_NAME_TAKEN, link="eth0")), {}),
     (Code.WIRING_FAILED, "belongs to node other", World, {"args": "IP=10.32.9.9"}),

@@ -185,6 +185,27 @@ def pairs(host: Host) -> int:
     return host.run(["nft", "list", "ruleset"]).stdout.count('comment "weave-router: ')
 
 
+def test_the_host_keeps_its_source_towards_its_own_pods_if_it_is_to(world: World) -> None:
+    """`--no-masq-local`: what a host process sends to a Service of a pod here has the host's address, else the
+    bridge's; towards another node's pod always the bridge's, for the answer has to come back over the overlay."""
+    host, router = world.a, world.routers[0]
+    bridge, own = ["10.32.1.1", bridge6(host)], [host.address(), host.address("v6")]
+    seen = {}
+    for flags in ([], ["--no-masq-local"]):
+        router.stop()
+        router.flags = flags
+        router.launch()
+        wait_for("the other node", lambda: ping(world.near, world.far.v4, wait=0.3))
+        for target in (world.near, world.far):
+            world.service(host, target)
+            seen[bool(flags), target is world.near] = ask(host, SERVICE4, SERVICE6)
+    router.stop()
+    router.flags = []
+    router.launch()
+    flush(host)
+    assert seen == {(False, True): bridge, (False, False): bridge, (True, True): own, (True, False): bridge}
+
+
 @pytest.mark.parametrize("flush_what", ["flush chain ip filter DOCKER-USER", "flush ruleset"])
 def test_what_is_flushed_comes_back(world: World, flush_what: str) -> None:
     """Within two looks, the guards and masquerade rules of our own tables too; nobody's `iptables -S` breaks."""

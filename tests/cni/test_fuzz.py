@@ -1,5 +1,7 @@
-"""Both sides under random and mutated input: the executable's parser with sanitizers, the router's with exact types."""
+"""Both sides under random and mutated input: the executable's parser with sanitizers, the router's with exact types,
+and the verbs behind it."""
 
+import asyncio
 import json
 import random
 import struct
@@ -9,25 +11,24 @@ from typing import Any
 
 import pytest
 from cni.shim import SANITIZERS, build
+from cni.test_codes import World
 from security.inputs import INPUTS, seeded
 
 from weave_router.cni import verbs
+from weave_router.cni.codes import Code
+from weave_router.cni.service import DONE
 from weave_router.errors import BadPacket
+from weave_router.host.handover_driver import Request
 
-SEEDS: list[bytes] = [
-    b'{"cniVersion":"1.0.0","name":"weave","type":"weave-router-cni","socket":"/a.sock","journal":"/j"}',
-    b'{"cniVersion":"1.1.0","name":"w","cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}',
-    b'{"cniVersion":"0.3.1","name":"w","args":{"cni":{"ips":["10.32.0.5/12"]}},"runtimeConfig":{"ips":["10.32.0.5"],'
-    b'"mac":"0a:58:0a:20:00:05"},"dns":{"nameservers":["10.0.0.1"],"search":["a"]},"prevResult":{"cniVersion":"0.3.1",'
-    b'"interfaces":[{"name":"a","mac":"m"}],"ips":[{"version":"4","address":"10.32.0.5/12","interface":0}],"dns":{}}}',
-    b'{"cniVersion":"1.0.0","code":11,"msg":"later \\u00e9\\"\\\\"}',
-]
+SEEDS = (Path(__file__).parent / "corpus" / "configurations.txt").read_bytes().splitlines()
+"""Configurations and answers, one a line: of every kind that there is, and of every refusal; then mutated."""
 TOKENS = [b'"', b"\\", b"{", b"}", b"[", b"]", b":", b",", b"null", b"1e999", b"-", b"\0", b"\xff", b'"cniVersion"',
           b'"code"', b'"1.1.0"', b'"socket"', b'"/x"', b"[" * 200, b'{"a":' * 100,
           b"\\u12", b" " * 50, b"9" * 400]  # fmt: skip
 
 
 def mutated(rng: random.Random) -> bytes:
+    """A quarter as it stands in the corpus."""
     data = bytearray(rng.choice(SEEDS))
     for _ in range(rng.choice((0, 1, 1, 2, 4, 16))):
         at = rng.randrange(len(data) + 1)
@@ -93,3 +94,34 @@ def test_fuzz_the_routers_side() -> None:
             assert parsed.version in verbs.VERSIONS and parsed.network
             assert parsed.verb == "GC" or (parsed.container and parsed.ifname)
     assert min(kinds.get(name, 0) for name in ("bad", "CniError", "Request")) > INPUTS // 100, kinds
+
+
+@pytest.mark.timeout(0)
+def test_fuzz_the_verbs() -> None:
+    """On a host of dictionaries: whatever is asked, the answer is one of the specification's, and what stands is what
+    is on record."""
+    rng, world = seeded(20243), World()
+    kinds: dict[str, int] = {}
+
+    async def ask_all() -> None:
+        for _ in range(INPUTS):
+            verb, container = rng.choice(["ADD", "ADD", "DEL", "CHECK", "GC"]), f"c{rng.randrange(4)}"
+            args = rng.choice(["", f"IP=10.32.0.{rng.randrange(12)}", "MAC=02:00:00:00:00:77;IP=10.32.0.8", "IP=::1"])
+            config = mutated(rng) if rng.random() < 0.5 else rng.choice(SEEDS)
+            relayed = {"command": verb, "config": config.decode("latin-1"), "container": container,
+                       "ifname": rng.choice(["eth0", "eth1"]), "netns": "/x", "args": args, "boot_id": "boot",
+                       "netns_inode": 1}  # fmt: skip
+            answer = await world.service.handle(Request({"cni": relayed}, 1, rng.choice((1, 1, 1, 2))))
+            kind = f"{verb} {answer['code']}" if "code" in answer else verb
+            kinds[kind] = kinds.get(kind, 0) + 1
+            if "code" in answer:
+                assert answer["code"] in set(Code) and answer["msg"] and answer["cniVersion"] in verbs.VERSIONS, answer
+            assert answer == DONE or "cniVersion" in answer, answer
+            assert {one.host_ifname for one in world.rows.values()} == set(world.wired) == {
+                one.host_ifname for one in world.attachments.all()}  # fmt: skip
+            numbers = world.attachments.numbers()
+            assert len(numbers) == len(set(numbers)), numbers
+
+    asyncio.run(ask_all())
+    assert min(kinds.get(verb, 0) for verb in ("ADD", "DEL", "CHECK", "GC")) > INPUTS // 500, kinds
+    assert len(kinds) > 12, kinds

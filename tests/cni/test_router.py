@@ -28,12 +28,6 @@ from weave_router.host.conflist import NAME
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def nodes(lab: Lab) -> tuple[Node, Node]:
     switch = lab.switch()
     a, b = lab.host("a", switch), lab.host("b", switch)
@@ -217,8 +211,9 @@ def test_a_requested_mac_is_known_everywhere(nodes: tuple[Node, Node], node: Nod
     wait_for("b to know", lambda: "10.32.0.5/" in str(other.router.status()["ipam"]["blocks"]))
     assert ping(pods[2], "10.32.0.5") and ping(pods[0], "10.32.0.30")
     assert ping(pods[2], result["ips"][1]["address"].partition("/")[0])
-    taken = node.run("ADD", pods[1], "c2", args=f"IP=10.32.0.6;MAC={mac}")
-    assert taken.code == 102 and "another pod" in taken.value["msg"]
+    for one, owner in ((node, "another pod"), (other, "a pod of node ")):
+        taken = one.run("ADD", pods[1], "c2", args=f"IP=10.32.0.6;MAC={mac}")
+        assert taken.code == 102 and owner in taken.value["msg"]
     node.router.kill()
     node.router.launch()
     quiet(node.run("CHECK", pods[0]))

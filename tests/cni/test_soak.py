@@ -30,12 +30,6 @@ SEED = 20261124
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
-        yield lab
-
-
-@pytest.fixture(scope="module")
 def nodes(lab: Lab) -> tuple[Node, Node]:
     switch = lab.switch()
     hosts = [lab.host(label, switch) for label in "ab"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kernel.fastpath_world import World, build
+from kernel.host_world import Node
 
 
 class Netns:
@@ -71,3 +72,11 @@ def world() -> Iterator[World]:
 def without_sessions() -> Iterator[World]:
     with ExitStack() as stack:
         yield build(stack, sessions=False)
+
+
+@pytest.fixture
+def node(host: Netns) -> Iterator[Node]:
+    node = Node(host)
+    host.call(node.start)
+    yield node
+    host.call(node.stop)

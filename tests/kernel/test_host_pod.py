@@ -10,97 +10,22 @@ Forged frames are sent by a packet socket inside pod A; what came through is rea
 import select
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-from pyroute2 import IPRoute
+from kernel.host_world import TABLES, UNIVERSE6, Node, everything, plan_of
+from lab.frames import Station, Wire, forged, honest, open_raw
 
 from weave_router import limits
-from weave_router.host import bridge_driver, handover_driver, netfilter, pod_driver, sysctl_driver, tap_driver
-from weave_router.host.bridge import BridgePlan
+from weave_router.host import netfilter, pod_driver, sysctl_driver
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import port_name
-from weave_router.host.netlink_driver import find, links
-from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import Attached, PodPlan, pod_plan
-from weave_router.host.rtnl_driver import Rtnl
-from weave_router.ipam.number import mac_of, mac_text
+from weave_router.host.netlink_driver import find
+from weave_router.host.pod import PodPlan
 
 from .conftest import Netns
-
-UNIVERSE4 = IPv4Network("10.32.0.0/12")
-UNIVERSE6 = IPv6Network("fd00:1::/96")
-GATEWAY = IPv4Address("10.32.0.1")
-TABLES = netfilter.TablesPlan("weave", UNIVERSE4, UNIVERSE6)
-BRIDGE = BridgePlan(
-    name="weave",
-    tap="weave-tap",
-    mtu=1368,
-    mac=mac_text(mac_of(int(GATEWAY))),
-    addresses=(ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96")),
-)
-
-
-def plan_of(attachment: str, address: str, **words: Any) -> PodPlan:
-    return pod_plan(
-        attachment=attachment,
-        address=ip_interface(address),
-        universe_v4=UNIVERSE4,
-        universe_v6=UNIVERSE6,
-        bridge="weave",
-        bridge_address=GATEWAY,
-        mtu=1368,
-        **words,
-    )
-
-
-@dataclass
-class Node:
-    """A host with bridge, TAP and nft table, and what the router would hold of it."""
-
-    netns: Netns
-    tap: tap_driver.Tap = field(init=False)
-    ipr: Any = field(init=False)
-    rtnl: Rtnl = field(init=False)
-    nft: Nft = field(init=False)
-
-    def start(self) -> None:
-        self.tap = tap_driver.open_tap("weave-tap", 1)
-        self.ipr = IPRoute()
-        self.rtnl = Rtnl()
-        self.nft = Nft()
-        bridge_driver.ensure(self.ipr, BRIDGE)
-        self.nft.run(netfilter.tables(TABLES), "load")
-
-    def stop(self) -> None:
-        self.ipr.close()
-        self.rtnl.close()
-        self.nft.close()
-        tap_driver.close_tap(self.tap)
-
-    def attach(self, plan: PodPlan, pod: Netns) -> Attached:
-        handle = handover_driver.open_pod(pod.path)
-        try:
-            return self.netns.call(self._attach, plan, handle)
-        finally:
-            handle.close()
-
-    def _attach(self, plan: PodPlan, handle: handover_driver.PodHandle) -> Attached:
-        with Rtnl(handle.netlink) as inside:
-            return pod_driver.attach(self.rtnl, self.nft, plan, inside, handle.netns)
-
-    def elements(self) -> str:
-        return self.netns.run("nft", "-s", "list", "table", "bridge", "weave_router")
-
-
-@pytest.fixture
-def node(host: Netns) -> Iterator[Node]:
-    node = Node(host)
-    host.call(node.start)
-    yield node
-    host.call(node.stop)
 
 
 @dataclass
@@ -174,139 +99,30 @@ def test_gratuitous_announcements_reach_the_bridge(node: Node, make_netns: Calla
 
 # -- guards ----------------------------------------------------------------------------------------------------------
 
-A_MAC, B_MAC = "0a:58:0a:20:00:02", "0a:58:0a:20:00:03"
-A4, B4, A6, B6 = "10.32.0.2", "10.32.0.3", "fd00:1::a20:2", "fd00:1::a20:3"
-A_LINK, B_LINK = "fe80::858:aff:fe20:2", "fe80::858:aff:fe20:3"
-GATEWAY_LINK = "fe80::858:aff:fe20:1"
+A = Station("0a:58:0a:20:00:02", "10.32.0.2", "fd00:1::a20:2")
+B = Station("0a:58:0a:20:00:03", "10.32.0.3", "fd00:1::a20:3")
+BRIDGE_ITSELF = Station("0a:58:0a:20:00:01", "10.32.0.1", "fd00:1::a20:1")
+NOBODY = Station("0a:58:0a:20:00:09", "10.32.0.9", "fd00:1::a20:9")
 
 
-def forged() -> dict[str, Any]:
-    """Frames that pod A may not send: each has one thing that is not its own. Sent to pod B's MAC."""
-    from scapy.layers.inet import ICMP, IP, UDP
-    from scapy.layers.inet6 import (
-        ICMPv6EchoRequest,
-        ICMPv6ND_NA,
-        ICMPv6ND_NS,
-        ICMPv6ND_RA,
-        ICMPv6ND_Redirect,
-        ICMPv6NDOptDstLLAddr,
-        IPv6,
-        IPv6ExtHdrDestOpt,
-        IPv6ExtHdrHopByHop,
-    )
-    from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
-
-    own = Ether(src=A_MAC, dst=B_MAC)
-    advert = ICMPv6ND_RA() / ICMPv6NDOptDstLLAddr(lladdr=A_MAC)
-    takeover = ICMPv6ND_NA(tgt="fd00:1::a20:1", R=0, S=0, O=1) / ICMPv6NDOptDstLLAddr(lladdr=A_MAC)
-    return {
-        "MAC": Ether(src="0a:58:0a:20:00:01", dst=B_MAC) / IP(src=A4, dst=B4) / UDP(),
-        "MAC, other ethertype": Ether(src="0a:58:0a:20:00:09", dst=B_MAC, type=0x88B5) / (b"x" * 40),
-        "MAC, VLAN": Ether(src="0a:58:0a:20:00:09", dst=B_MAC) / Dot1Q(vlan=7) / IP(src=A4, dst=B4) / UDP(),
-        "IPv4": own / IP(src="10.32.0.9", dst=B4) / UDP(),
-        "IPv4 of the gateway": own / IP(src="10.32.0.1", dst=B4) / ICMP(),
-        "IPv4 outside": own / IP(src="192.0.2.1", dst=B4) / UDP(),
-        "IPv4 unspecified": own / IP(src="0.0.0.0", dst=B4) / UDP(),
-        "IPv4, VLAN 0": own / Dot1Q(vlan=0) / IP(src="10.32.0.9", dst=B4) / UDP(),
-        "IPv4, 802.1ad 0": own / Dot1AD(vlan=0) / IP(src="10.32.0.9", dst=B4) / UDP(),
-        "IPv4, VLAN 0 twice": own / Dot1Q(vlan=0) / Dot1Q(vlan=0) / IP(src="10.32.0.9", dst=B4) / UDP(),
-        "IPv4 cut short": Ether(src=A_MAC, dst=B_MAC, type=0x0800) / b"\x45\x00\x00\x14",
-        "ARP sender address": own / ARP(op=2, hwsrc=A_MAC, psrc="10.32.0.1", hwdst=B_MAC, pdst=B4),
-        "ARP request, sender address": own / ARP(op=1, hwsrc=A_MAC, psrc="10.32.0.9", pdst=B4),
-        "ARP sender MAC": own / ARP(op=2, hwsrc="0a:58:0a:20:00:01", psrc=A4, hwdst=B_MAC, pdst=B4),
-        "ARP probe for another": own / ARP(op=1, hwsrc=A_MAC, psrc="0.0.0.0", pdst=B4),
-        "ARP cut short": Ether(src=A_MAC, dst=B_MAC, type=0x0806) / b"\x00\x01\x08\x00",
-        "IPv6": own / IPv6(src="fd00:1::a20:9", dst=B6) / ICMPv6EchoRequest(),
-        "IPv6 link-local": own / IPv6(src=GATEWAY_LINK, dst=B6) / ICMPv6EchoRequest(),
-        "IPv6 outside": own / IPv6(src="2001:db8::1", dst=B6) / ICMPv6EchoRequest(),
-        "IPv6 unspecified": own / IPv6(src="::", dst=B6) / UDP(),
-        "ND advertisement": own / IPv6(src=A6, dst=B6, hlim=255) / takeover,
-        "ND advertisement from link-local": own / IPv6(src=A_LINK, dst=B_LINK, hlim=255) / takeover,
-        "ND advertisement behind options": own
-        / IPv6(src=A6, dst=B6, hlim=255)
-        / IPv6ExtHdrHopByHop()
-        / IPv6ExtHdrDestOpt()
-        / takeover,
-        "ND probe for another": own / IPv6(src="::", dst="ff02::1:ff20:3", hlim=255) / ICMPv6ND_NS(tgt=B6),
-        "RA": own / IPv6(src=A_LINK, dst=B_LINK, hlim=255) / advert,
-        "RA of the gateway": own / IPv6(src=GATEWAY_LINK, dst=B_LINK, hlim=255) / advert,
-        "RA behind options": own / IPv6(src=A_LINK, dst=B_LINK, hlim=255) / IPv6ExtHdrDestOpt() / advert,
-        "RA, VLAN 0": own / Dot1Q(vlan=0) / IPv6(src=A_LINK, dst=B_LINK, hlim=255) / advert,
-        "redirect": own / IPv6(src=A_LINK, dst=B_LINK, hlim=255) / ICMPv6ND_Redirect(tgt=A_LINK, dst=B6),
-    }
+def forgeries() -> dict[str, Any]:
+    return forged(A, B, BRIDGE_ITSELF, NOBODY)
 
 
-def honest() -> dict[str, Any]:
-    """Frames that pod A may send."""
-    from scapy.layers.igmp import IGMP
-    from scapy.layers.inet import IP, UDP
-    from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6MLReport2, ICMPv6ND_NA, ICMPv6ND_NS, IPv6
-    from scapy.layers.l2 import ARP, LLC, Dot1AD, Dot1Q, Dot3, Ether
-
-    own = Ether(src=A_MAC, dst=B_MAC)
-    return {
-        "IPv4": own / IP(src=A4, dst=B4) / UDP(),
-        "IPv4 to all": Ether(src=A_MAC, dst="ff:ff:ff:ff:ff:ff") / IP(src=A4, dst="255.255.255.255") / UDP(),
-        "IGMP": Ether(src=A_MAC, dst="01:00:5e:00:00:01") / IP(src=A4, dst="224.0.0.1", ttl=1) / IGMP(type=0x11),
-        "ARP request": own / ARP(op=1, hwsrc=A_MAC, psrc=A4, pdst=B4),
-        "ARP reply": own / ARP(op=2, hwsrc=A_MAC, psrc=A4, hwdst=B_MAC, pdst=B4),
-        "ARP probe for itself": own / ARP(op=1, hwsrc=A_MAC, psrc="0.0.0.0", pdst=A4),
-        "IPv6": own / IPv6(src=A6, dst=B6) / ICMPv6EchoRequest(),
-        "IPv6 link-local": own / IPv6(src=A_LINK, dst=B_LINK) / ICMPv6EchoRequest(),
-        "ND solicitation": own / IPv6(src=A6, dst=B6, hlim=255) / ICMPv6ND_NS(tgt=B6),
-        "ND probe for itself": own / IPv6(src="::", dst=B6, hlim=255) / ICMPv6ND_NS(tgt=A6),
-        "ND advertisement": own / IPv6(src=A6, dst=B6, hlim=255) / ICMPv6ND_NA(tgt=A6),
-        "MLD report from nowhere": own / IPv6(src="::", dst=B6, hlim=1) / ICMPv6MLReport2(),
-        "VLAN": own / Dot1Q(vlan=7) / IP(src="192.168.7.1", dst="192.168.7.2") / UDP(),
-        "QinQ": own / Dot1AD(vlan=5) / Dot1Q(vlan=7) / IP(src="192.168.7.1", dst="192.168.7.2") / UDP(),
-        "LLC": Dot3(src=A_MAC, dst=B_MAC) / LLC(dsap=0xAA, ssap=0xAA) / (b"x" * 40),
-        "odd ethertype": Ether(src=A_MAC, dst=B_MAC, type=0x88B5) / (b"x" * 40),
-    }
-
-
-def open_raw(link: str) -> socket.socket:
-    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    raw.bind((link, 3))
-    return raw
-
-
-class Wire:
-    """Sends frames in pod A; says which of them pod B got. A marker frame behind each closes the question."""
-
-    def __init__(self, pods: Pods) -> None:
-        self.sender, self.receiver = pods.a.call(open_raw, "eth0"), pods.b.call(open_raw, "eth0")
-        self.marks = 0
-
-    def passes(self, frame: bytes) -> bool:
-        self.marks += 1
-        mark = bytes.fromhex("0a580a2000030a580a20000288b6") + self.marks.to_bytes(4, "big") + bytes(46)
-        self.sender.send(frame)
-        self.sender.send(mark)
-        tail = frame[-8:]
-        got = False
-        while True:
-            ready, _, _ = select.select([self.receiver], [], [], 5)
-            assert ready, "the marker did not come through"
-            data = self.receiver.recv(4096)
-            if data == mark:
-                return got
-            got |= data[:12] == frame[:12] and data.endswith(tail)
-
-    def close(self) -> None:
-        self.sender.close()
-        self.receiver.close()
+def wire_between(pods: Pods) -> Wire:
+    return Wire(pods.a.call(open_raw, "eth0"), pods.b.call(open_raw, "eth0"), A, B)
 
 
 @pytest.fixture
 def wire(pods: Pods) -> Iterator[Wire]:
-    wire = Wire(pods)
+    wire = wire_between(pods)
     yield wire
     wire.close()
 
 
 def test_guards_hold_and_let_honest_frames_pass(wire: Wire) -> None:
-    passed = [name for name, frame in forged().items() if wire.passes(bytes(frame))]
-    blocked = [name for name, frame in honest().items() if not wire.passes(bytes(frame))]
+    passed = [name for name, frame in forgeries().items() if wire.passes(bytes(frame))]
+    blocked = [name for name, frame in honest(A, B).items() if not wire.passes(bytes(frame))]
     assert (passed, blocked) == ([], [])
 
 
@@ -315,7 +131,7 @@ def test_without_guards_forgeries_pass_except_for_the_lock(pods: Pods, wire: Wir
     pods.node.netns.run("nft", "delete", "table", "bridge", "weave_router")
     for layer in ("arptables", "iptables", "ip6tables"):  # bridge netfilter checks headers of its own
         pods.node.netns.call(sysctl_driver.write, f"net/bridge/bridge-nf-call-{layer}", "0", link="weave")
-    held = {name for name, frame in forged().items() if not wire.passes(bytes(frame))}
+    held = {name for name, frame in forgeries().items() if not wire.passes(bytes(frame))}
     assert held == {"MAC", "MAC, other ethertype", "MAC, VLAN"}
 
 
@@ -330,18 +146,18 @@ def test_guards_hold_the_mac_without_a_locked_port(node: Node, make_netns: Calla
     node.attach(pods.plan_a, pods.a)
     node.attach(pods.plan_b, pods.b)
     assert "locked off" in node.netns.run("ip", "-d", "link", "show", pods.plan_a.port)
-    wire = Wire(pods)
-    assert not wire.passes(bytes(forged()["MAC"]))
-    assert wire.passes(bytes(honest()["IPv4"]))
+    wire = wire_between(pods)
+    assert not wire.passes(bytes(forgeries()["MAC"]))
+    assert wire.passes(bytes(honest(A, B)["IPv4"]))
     wire.close()
 
 
 def test_lost_elements_close_a_port(pods: Pods, wire: Wire) -> None:
     pods.node.netns.run("nft", "flush", "set", "bridge", "weave_router", "ipv4")
-    assert not wire.passes(bytes(honest()["IPv4"]))
+    assert not wire.passes(bytes(honest(A, B)["IPv4"]))
     tables = netfilter.tables(TABLES, [pods.plan_a.guard, pods.plan_b.guard])
     pods.node.netns.call(pods.node.nft.run, tables, "load again")
-    assert wire.passes(bytes(honest()["IPv4"]))
+    assert wire.passes(bytes(honest(A, B)["IPv4"]))
 
 
 def test_station_port_is_open(node: Node, make_netns: Callable[[], Netns]) -> None:
@@ -350,17 +166,13 @@ def test_station_port_is_open(node: Node, make_netns: Callable[[], Netns]) -> No
     )
     node.attach(pods.plan_a, pods.a)
     node.attach(pods.plan_b, pods.b)
-    wire = Wire(pods)
-    assert wire.passes(bytes(forged()["MAC"]))
-    assert wire.passes(bytes(forged()["ARP sender address"]))
+    wire = wire_between(pods)
+    assert wire.passes(bytes(forgeries()["MAC"]))
+    assert wire.passes(bytes(forgeries()["ARP sender address"]))
     wire.close()
 
 
 # -- the end of a pod, and failures --------------------------------------------------------------------------------
-
-
-def everything(node: Node) -> tuple[set[str], str]:
-    return {link.name for link in node.netns.call(links, node.ipr)}, node.elements()
 
 
 def test_detach_leaves_nothing(node: Node, make_netns: Callable[[], Netns]) -> None:
@@ -458,7 +270,7 @@ def test_second_interface_in_one_pod_keeps_the_first_default_route(pods: Pods) -
 
 def test_reattach_finds_the_pods_that_still_stand(pods: Pods) -> None:
     gone = plan_of("gone", "10.32.0.9/12")
-    found = pods.node.netns.call(pod_driver.reattach, pods.node.ipr, [pods.plan_a, gone, pods.plan_b])
+    found = pods.node.netns.call(pod_driver.reattach, pods.node.ipr, [pods.plan_a, gone, pods.plan_b], "weave")
     assert found == [pods.plan_a, pods.plan_b]
 
 

@@ -4,43 +4,50 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 
 import pytest
+from kernel.host_world import BRIDGE, UNIVERSE6, plan_of
 from pyroute2 import IPRoute
 
 from weave_router.config import LaunchConfig
+from weave_router.errors import UserError
 from weave_router.host import (
     doctor,
     doctor_driver,
     handover_driver,
     lock_driver,
+    pod_driver,
     probe_driver,
     reset_driver,
     tap_driver,
 )
-from weave_router.host.bridge import BridgePlan
-from weave_router.host.driver import Host
+from weave_router.host.driver import Host, Soon
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.nft_driver import Nft
-from weave_router.host.pod import pod_plan
+from weave_router.host.rtnl_driver import Rtnl
 from weave_router.host.underlay_driver import Underlay, has_default_route, host_routes, nameservers, underlay
-from weave_router.ipam.number import mac_of, mac_text
-from weave_router.limits import REAP_SECONDS
+from weave_router.limits import MENDED_SHOWN, SOON_SECONDS
 
 from .conftest import Netns
 
-UNIVERSE4, UNIVERSE6 = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
-GATEWAY = IPv4Address("10.32.0.1")
-BRIDGE = BridgePlan(
-    "weave",
-    "weave-tap",
-    1368,
-    mac_text(mac_of(int(GATEWAY))),
-    (ip_interface("10.32.0.1/12"), ip_interface("fd00:1::a20:1/96")),
-)
+CONFIG = LaunchConfig(name="a", nickname="a", token_file="-")
+
+
+def kept(error: Exception | None = None) -> asyncio.Future[None]:
+    """The record of a pod, as the disk took it."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)
+    return future
+
+
+async def soon(work: Soon) -> None:
+    assert work.task is not None
+    await asyncio.wait_for(work.task, 20 * SOON_SECONDS)
 
 
 async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = False, reap: bool = False) -> int:
@@ -49,41 +56,95 @@ async def life(pods: list[str], run: Callable[..., str], leave_attached: bool = 
     tap = tap_driver.open_tap("weave-tap", 1)
     before = len(os.listdir("/proc/self/fd"))
     await room.open()
-    await room.build(BRIDGE, LaunchConfig(name="a", nickname="a", token_file="-"), UNIVERSE6, [])
-    plans = []
+    await room.build(BRIDGE, CONFIG, UNIVERSE6, [])
+    plans, room.mended = [], ["earlier"] * MENDED_SHOWN
     for number, path in enumerate(pods, start=2):
-        address = ip_interface(f"10.32.0.{number}/12")
-        plan = pod_plan(
-            attachment=path,
-            address=address,
-            universe_v4=UNIVERSE4,
-            universe_v6=UNIVERSE6,
-            bridge="weave",
-            bridge_address=GATEWAY,
-            mtu=1368,
-        )
+        plan = plan_of(path, f"10.32.0.{number}/12")
         pod = handover_driver.open_pod(path)
         if number == 3:
             run("ip", "link", "set", "weave", "address", "02:00:00:00:00:01")
-        attached, mended = await room.attach(plan, BRIDGE, pod.netlink, pod.netns)
+        attached = await room.attach(plan, BRIDGE, pod.netlink, pod.netns, kept())
         pod.close()
         assert attached.port == plan.port
-        assert bool(mended) == (number == 3), mended
+        await soon(room._look)
+        assert len(room.mended) == MENDED_SHOWN and room.mended.count("earlier") == MENDED_SHOWN - (number >= 3)
         plans.append(plan)
-    assert await room.mend(BRIDGE) == []
-    assert await room.reattach(plans) == plans
+    assert await room.reattach(plans, "weave") == plans
     if not leave_attached:
         stood = [await room.detach(plan.guard) for plan in plans]
         assert all(stood)
         if reap:
-            assert room._reap is not None
-            await asyncio.wait_for(room._reap, 20 * REAP_SECONDS)
+            await soon(room._reap)
             assert "vethwr" not in run("ip", "link")
-        assert await room.reattach(plans) == []
+        assert await room.reattach(plans, "weave") == []
     await room.close()
     leaked = len(os.listdir("/proc/self/fd")) - before
     tap_driver.close_tap(tap)
     return leaked
+
+
+async def attach_and_detach(pods: list[str], deletion: "Deletion") -> None:
+    """Each answered, whatever the deletion of the one before it does."""
+    room = Host()
+    tap = tap_driver.open_tap("weave-tap", 1)
+    await room.open()
+    await room.build(BRIDGE, CONFIG, UNIVERSE6, [])
+    for number, path in enumerate(pods, start=2):
+        plan, pod = plan_of(path, f"10.32.0.{number}/12"), handover_driver.open_pod(path)
+        await asyncio.wait_for(room.attach(plan, BRIDGE, pod.netlink, pod.netns, kept()), 5)
+        pod.close()
+        await asyncio.wait_for(room.detach(plan.guard), 5)
+        assert await asyncio.to_thread(deletion.began.wait, 5)
+    deletion.may_end.set()
+    await room.close()
+    tap_driver.close_tap(tap)
+
+
+class Deletion:
+    """``pod_driver.reap`` that takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, rtnl: Rtnl) -> None:
+        self.began.set()
+        assert self.may_end.wait(20)
+        REAL_REAP(rtnl)
+
+
+REAL_REAP = pod_driver.reap
+
+
+def test_nobody_waits_for_a_deletion(
+    host: Netns, make_netns: Callable[[], Netns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deletion = Deletion()
+    monkeypatch.setattr(pod_driver, "reap", deletion)
+    paths = [make_netns().path for _ in range(2)]
+    host.call(lambda: asyncio.run(attach_and_detach(paths, deletion)))
+    assert "vethwr" not in host.run("ip", "link")
+
+
+def test_a_record_that_the_disk_refuses_leaves_nothing(host: Netns, make_netns: Callable[[], Netns]) -> None:
+    pod = make_netns()
+
+    async def life() -> None:
+        room = Host()
+        tap = tap_driver.open_tap("weave-tap", 1)
+        await room.open()
+        await room.build(BRIDGE, CONFIG, UNIVERSE6, [])
+        before = host.run("nft", "list", "ruleset")
+        handle = handover_driver.open_pod(pod.path)
+        with pytest.raises(UserError, match="disk full"):
+            await room.attach(plan_of("a", "10.32.0.2/12"), BRIDGE, handle.netlink, handle.netns,
+                              kept(UserError("disk full")))  # fmt: skip
+        assert "vethwr" not in host.run("ip", "link") and host.run("nft", "list", "ruleset") == before
+        handle.close()
+        await room.close()
+        tap_driver.close_tap(tap)
+
+    host.call(lambda: asyncio.run(life()))
+    assert "eth0" not in pod.run("ip", "link")
 
 
 def in_namespace(host: Netns, pods: list[Netns], leave_attached: bool = False, reap: bool = False) -> int:

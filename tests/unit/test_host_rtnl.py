@@ -36,10 +36,11 @@ def test_pair() -> None:
 
 
 def test_port() -> None:
-    found = read(ifinfmsg, rtnl.port_set(5, "weave-router c1 eth0 10.32.0.5", {IFLA_BRPORT_LEARNING: 0,
-                                                                             IFLA_BRPORT_LOCKED: 1}))  # fmt: skip
+    found = read(ifinfmsg, rtnl.port_set(5, {IFLA_BRPORT_LEARNING: 0, IFLA_BRPORT_LOCKED: 1}))
     port = found.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_SLAVE_DATA")
-    assert found["index"] == 5 and found.get_attr("IFLA_IFALIAS") == "weave-router c1 eth0 10.32.0.5"
+    assert found["index"] == 5
+    named = read(ifinfmsg, rtnl.link_alias(5, "weave-router c1 eth0 10.32.0.5"))
+    assert (named["index"], named.get_attr("IFLA_IFALIAS")) == (5, "weave-router c1 eth0 10.32.0.5")
     assert (port.get_attr("IFLA_BRPORT_LEARNING"), port.get_attr("IFLA_BRPORT_LOCKED")) == (0, 1)
     away = read(ifinfmsg, rtnl.link_away(5, 77))
     assert (away["flags"], away["change"], away.get_attr("IFLA_MASTER"), away.get_attr("IFLA_GROUP")) == (0, 1, 0, 77)

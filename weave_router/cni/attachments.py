@@ -20,7 +20,7 @@ from weave_router.host.netfilter import PortGuard
 from weave_router.host.pod import Attached, PodPlan, PodRoute, pod_plan
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.number import DERIVED_MAC_PREFIX, mac_of, mac_text
-from weave_router.store import Attachment
+from weave_router.store import AddressInUseError, Attachment
 
 
 class Records(Protocol):
@@ -71,12 +71,14 @@ class Wish:
 
 class Attachments:
     """``announce``: tells others this node's numbers, after each change; raises ValueError when a record is full.
-    ``owner_of``: name of another node that announces a number, None where nobody does. ``until_sent``: waits a little
-    until other nodes were told a number and a MAC that does not follow from it. ``addresses`` None: by hand."""
+    ``owner_of`` and ``owner_of_mac``: name of another node that announces a number, or a MAC that does not follow from
+    its number; None where nobody does. ``until_sent``: waits a little until other nodes were told of such a one.
+    ``addresses`` None: by hand."""
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
                  announce: Callable[[], None], owner_of: Callable[[int], str | None],
+                 owner_of_mac: Callable[[bytes], str | None],
                  until_sent: Callable[[int, bytes], Awaitable[None]], addresses: Addresses | None = None) -> None:
         self._settings = settings
         self._host = host
@@ -84,13 +86,14 @@ class Attachments:
         self._addresses: Addresses = addresses or ByHand(in_writer)
         self._announce = announce
         self._owner_of = owner_of
+        self._owner_of_mac = owner_of_mac
         self._until_sent = until_sent
         self._exceptions: dict[tuple[str, str], tuple[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
         self._attached: dict[tuple[str, str], Attached] = {}
+        self._users: dict[int, tuple[str, str]] = {}
+        """Whose a number is, from before it is wired: two pods of one MAC would share an entry of the bridge."""
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self.mended: list[str] = []
-        """What was found changed at the bridge and put back, the latest last."""
 
     # -- start -----------------------------------------------------------------------------------------------------
 
@@ -106,12 +109,17 @@ class Attachments:
             key = (attachment.container, attachment.ifname)
             if key in ports:
                 self._held[key] = _on_port(attachment, ports[key])
-                self._except(key, attachment)
+                self._take(key, attachment)
             else:
                 gone.append(key)
         await asyncio.gather(*(self._forget(key) for key in gone))  # side by side: they share commits
 
     # -- what there is ---------------------------------------------------------------------------------------------
+
+    @property
+    def mended(self) -> list[str]:
+        """What was found changed at the bridge and put back, the latest last."""
+        return self._host.mended
 
     def all(self) -> list[Attachment]:
         return [self._held[key] for key in sorted(self._held)]
@@ -175,6 +183,7 @@ class Attachments:
         length = self._settings.subnet_len or self._settings.universe_v4.prefixlen
         address = wish.address or IPv4Interface((number, length))
         try:
+            self._refuse_used(number, key)
             self._refuse_mac(number, wish.mac)
             plan = self._plan(wish.container, wish.ifname, address, wish.mac, wish.mtu, wish.routes)
             attachment = Attachment(wish.container, wish.ifname, (number,), address.network.prefixlen,
@@ -183,14 +192,17 @@ class Attachments:
         except BaseException:
             await asyncio.shield(self._addresses.give_back(Holder(*key), but=before))
             raise
-        await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before)
-        self._except(key, attachment)
+        self._take(key, attachment)
+        kept = asyncio.ensure_future(
+            self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before))
         try:
-            attached, mended = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns)
+            attached = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns, kept)
         except BaseException:
-            await asyncio.shield(self._forget(key, before))
+            await asyncio.wait({kept})
+            if kept.exception() is None:
+                await asyncio.shield(self._forget(key, before))
+            self._drop(key)
             raise
-        self._note(mended)
         self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
         try:
             self._announce()
@@ -205,27 +217,36 @@ class Attachments:
             await self._until_sent(*self._exceptions[key])
         return held
 
-    def _except(self, key: tuple[str, str], attachment: Attachment) -> None:
+    def _take(self, key: tuple[str, str], attachment: Attachment) -> None:
         number = attachment.numbers[0]
+        self._users[number] = key
         if attachment.mac != mac_of(number):
             self._exceptions[key] = number, attachment.mac
 
+    def _drop(self, key: tuple[str, str]) -> None:
+        for known in (self._held, self._exceptions, self._attached):
+            known.pop(key, None)
+        self._users = {number: user for number, user in self._users.items() if user != key}
+
+    def _refuse_used(self, number: int, key: tuple[str, str]) -> None:
+        user = self._users.get(number, key)
+        if user != key:
+            raise AddressInUseError(f"address {IPv4Address(number)} is in use by {user[0]} {user[1]}: "
+                                    "choose another one or detach that first")
+
     def _refuse_mac(self, number: int, mac: str) -> None:
-        """A MAC that follows from an address is its; and no two pods have one."""
+        """A MAC that follows from an address is its; and no two pods have one, here or elsewhere."""
         wanted = _mac_bytes(mac)
-        derived = wanted.startswith(DERIVED_MAC_PREFIX) and wanted != mac_of(number)
-        if derived or wanted in self.exceptions().values():
-            owner = "another address" if derived else "another pod"
+        owner = "another address" if wanted.startswith(DERIVED_MAC_PREFIX) and wanted != mac_of(number) else ""
+        owner = owner or ("another pod" if wanted in self.exceptions().values() else "")
+        elsewhere = self._owner_of_mac(wanted) if wanted and not owner else None
+        owner = owner or (f"a pod of node {elsewhere}" if elsewhere else "")
+        if owner:
             raise MacTakenError(f"MAC {mac} belongs to {owner}: ask for another one, or for none "
                                 f"({IPv4Address(number)} then has {mac_text(mac_of(number))})")
 
-    def _note(self, mended: list[str]) -> None:
-        self.mended = (self.mended + mended)[-16:]
-
     async def _forget(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
-        self._held.pop(key, None)
-        self._exceptions.pop(key, None)
-        self._attached.pop(key, None)
+        self._drop(key)
         await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key), but)
 
     # -- detach ----------------------------------------------------------------------------------------------------

@@ -202,12 +202,11 @@ class CniService:
         """Made under this network's name, not listed, and its port is gone: the kernel took it with the namespace.
         Attachments of another boot were released at the start."""
         await self.drain()
-        standing = await self._host.ports()
-        for held in self._attachments.all():
+        ours = [held for held in self._attachments.all() if held.network == wanted.network]
+        gone = await self._host.gone([held.host_ifname for held in ours])
+        for held in ours:
             key = (held.container, held.ifname)
-            if held.network != wanted.network or key in wanted.valid:
-                continue
-            if held.host_ifname in standing:
+            if key in wanted.valid or held.host_ifname not in gone:
                 continue
             lock = self._lock(key)
             async with lock:

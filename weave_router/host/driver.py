@@ -1,13 +1,14 @@
-"""The door of this room for the event loop: one worker thread that holds the host's netlink and nft.
+"""The door of this room for the event loop: one worker thread that holds the host's netlink and nft, one that deletes.
 
-Decides nothing: it carries out plans, one after the other, in the order they were asked for. Called by the composition
-root. What runs before there is a loop (locks, TAP, UDP port, doctor, reset) is called directly.
+Decides nothing: it carries out plans, one after the other, in the order they were asked for. Deleting a pair takes 10
+to 20 ms, in which the kernel lets everybody else go on; so it has a thread and a netlink of its own. Called by the
+composition root. What runs before there is a loop (locks, TAP, UDP port, doctor, reset) is called directly.
 """
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv6Network
@@ -24,10 +25,35 @@ from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan
 from weave_router.host.rtnl_driver import Rtnl
-from weave_router.limits import REAP_SECONDS
+from weave_router.limits import MENDED_SHOWN, SOON_SECONDS
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+class Soon:
+    """``work`` once, a moment after it was first asked for, however often that was. What fails is logged: the next
+    pod asks again."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self.task: asyncio.Task[None] | None = None
+
+    def ask(self) -> None:
+        if self.task is None:
+            self.task = asyncio.create_task(self._run())
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        await asyncio.sleep(SOON_SECONDS)
+        self.task = None  # who asks from now on is not sure to be in this
+        try:
+            await self._work()
+        except HostError as error:
+            _log.warning("%s", error)
 
 
 class Host:
@@ -35,10 +61,16 @@ class Host:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="host")
+        self._reaper = ThreadPoolExecutor(1, thread_name_prefix="reaper")
         self._ipr: Netlink = None
         self._rtnl: Rtnl
+        self._reaper_rtnl: Rtnl
         self._nft: Nft | None = None
-        self._reap: asyncio.Task[None] | None = None
+        self._reap = Soon(self._delete_detached)
+        self._look = Soon(self._look_at_bridge)
+        self._bridge: BridgePlan
+        self.mended: list[str] = []
+        """What was found changed at the bridge and put back, the latest last."""
         # Of the room's thread alone: what our tables must hold, to make them anew when something flushed them.
         self._tables: TablesPlan | None = None
         self._rules: frozenset[str] = frozenset()
@@ -50,11 +82,13 @@ class Host:
 
     async def close(self) -> None:
         """Pairs that wait for their deletion are deleted first."""
-        if self._reap is not None:
-            self._reap.cancel()
-            await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
+        self._reap.cancel()
+        self._look.cancel()
+        if self._ipr is not None:
+            await self._delete_detached()  # also waits for a deletion under way
         await self._run(self._close)
         self._thread.shutdown(wait=False)
+        self._reaper.shutdown(wait=False)
 
     async def call(self, work: Callable[[Netlink, Nft], T]) -> T:
         """Run it on the room's thread, with its netlink and nft."""
@@ -74,20 +108,40 @@ class Host:
 
         await self.call(work)
 
-    async def attach(self, plan: PodPlan, bridge: BridgePlan, netlink: int, netns: int) -> tuple[Attached, list[str]]:
-        """Wire a pod; both descriptors stay the caller's. Also what had been changed at the bridge, now put back."""
+    async def attach(
+        self, plan: PodPlan, bridge: BridgePlan, netlink: int, netns: int, kept: asyncio.Future[None]
+    ) -> Attached:
+        """Wire a pod while its record is ``kept``, and open it when that is on disk; whatever fails, nothing stays.
+        Both descriptors are the caller's. The bridge is looked at a moment later."""
+        inside = Rtnl(netlink)
+        try:
+            wired = asyncio.ensure_future(self.call(lambda ipr, nft: self._begin(nft, plan, inside, netns)))
+            await asyncio.wait({wired, kept})
+            half = wired.result()
+            if kept.exception() is None:
+                return await self.call(lambda ipr, nft: self._finish(nft, half))
+            await self.call(lambda ipr, nft: self._abandon(nft, half))
+            return kept.result()  # type: ignore[return-value]  # raises
+        finally:
+            self._thread.submit(inside.close)  # behind whatever still uses it
+            self._bridge = bridge
+            self._look.ask()
 
-        def work(ipr: Netlink, nft: Nft) -> tuple[Attached, list[str]]:
-            with Rtnl(netlink) as inside:
-                attached = pod_driver.attach(self._rtnl, nft, plan, inside, netns)
-            self._guards[attached.port] = replace(plan, port=attached.port).guard
-            return attached, _mend(self._rtnl, ipr, bridge)
+    def _begin(self, nft: Nft, plan: PodPlan, inside: Rtnl, netns: int) -> pod_driver.Half:
+        half = pod_driver.begin(self._rtnl, nft, plan, inside, netns)
+        self._guards[half.plan.port] = half.plan.guard
+        return half
 
-        return await self.call(work)
+    def _finish(self, nft: Nft, half: pod_driver.Half) -> Attached:
+        try:
+            return pod_driver.finish(self._rtnl, nft, half)
+        except BaseException:
+            self._guards.pop(half.plan.port, None)
+            raise
 
-    async def mend(self, bridge: BridgePlan) -> list[str]:
-        """What something changed at the bridge, in words; it is put back."""
-        return await self.call(lambda ipr, nft: _mend(self._rtnl, ipr, bridge))
+    def _abandon(self, nft: Nft, half: pod_driver.Half) -> None:
+        self._guards.pop(half.plan.port, None)
+        pod_driver.abandon(self._rtnl, nft, half)
 
     async def detach(self, guard: PortGuard) -> bool:
         """Off the network when this returns; the pair is deleted with others a moment later."""
@@ -97,16 +151,8 @@ class Host:
             return pod_driver.detach(self._rtnl, nft, guard)
 
         stood = await self.call(work)
-        self._reap_soon()
+        self._reap.ask()
         return stood
-
-    def _reap_soon(self) -> None:
-        if self._reap is None:
-            self._reap = asyncio.create_task(self._reap_later())
-
-    async def reap(self) -> None:
-        """Pairs that wait for their deletion are gone when this returns."""
-        await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
 
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         """What of the plan stands, at both ends; the descriptor stays the caller's."""
@@ -120,14 +166,19 @@ class Host:
 
         return await self.call(work)
 
-    async def ports(self) -> set[str]:
-        """Pod ports that stand: the kernel takes a port away with its pod's namespace."""
-        return await self.call(lambda ipr, nft: {link.name for link in pod_driver.ports(ipr)})
+    async def gone(self, names: Sequence[str]) -> set[str]:
+        """Those of these pod ports that stand no more: the kernel takes a port away with its pod's namespace."""
 
-    async def reattach(self, plans: Sequence[PodPlan]) -> list[PodPlan]:
-        """Those that stand. What a router that was killed had detached and not deleted yet goes soon."""
-        self._reap_soon()
-        return await self.call(lambda ipr, nft: pod_driver.reattach(ipr, plans))
+        def work(ipr: Netlink, nft: Nft) -> set[str]:
+            missing = set(names) - {link.name for link in pod_driver.ports(ipr)}
+            return {name for name in missing if not pod_driver.stands(self._rtnl, name)}
+
+        return await self.call(work)
+
+    async def reattach(self, plans: Sequence[PodPlan], bridge: str) -> list[PodPlan]:
+        """Those that stand. What a router that was killed had half wired, or detached and not deleted, goes soon."""
+        self._reap.ask()
+        return await self.call(lambda ipr, nft: pod_driver.reattach(ipr, plans, bridge))
 
     async def tend(self, seen: Firewall, config: LaunchConfig) -> Firewall:
         """Our own tables, the bridge's switches and the ports' hairpin as they should be; ``seen`` completed."""
@@ -144,7 +195,7 @@ class Host:
 
         try:
             return await self.call(work)
-        except HostError as error:  # somebody took the bridge; `mend` says so and puts it back
+        except HostError as error:  # somebody took the bridge; the next look puts it back
             return replace(seen, problem=str(error))
 
     def _load(self, nft: Nft) -> None:
@@ -163,13 +214,12 @@ class Host:
         except HostError:
             return frozenset(), frozenset()
 
-    async def _reap_later(self) -> None:
-        await asyncio.sleep(REAP_SECONDS)
-        self._reap = None
-        try:
-            await self.call(lambda ipr, nft: pod_driver.reap(self._rtnl))
-        except HostError as error:  # they are off the network; the next detach tries again
-            _log.warning("%s", error)
+    async def _delete_detached(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._reaper, pod_driver.reap, self._reaper_rtnl)
+
+    async def _look_at_bridge(self) -> None:
+        found = await self.call(lambda ipr, nft: _mend(self._rtnl, ipr, self._bridge))
+        self.mended = (self.mended + found)[-MENDED_SHOWN:]
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -177,7 +227,7 @@ class Host:
     def _open(self) -> None:
         self._nft = Nft()
         self._ipr = open_netlink()
-        self._rtnl = Rtnl()
+        self._rtnl, self._reaper_rtnl = Rtnl(), Rtnl()
 
     def _close(self) -> None:
         if self._nft is not None:
@@ -185,6 +235,7 @@ class Host:
         if self._ipr is not None:
             self._ipr.close()
             self._rtnl.close()
+            self._reaper_rtnl.close()
 
     def _opened_nft(self) -> Nft:
         assert self._nft is not None, "open() first"

@@ -4,10 +4,10 @@ Decides nothing. What reads here takes a bare ``Rtnl`` too, which an ADD uses: 3
 the other drivers of this room; nobody else in the product imports pyroute2.
 """
 
+import contextlib
 import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENODEV
 from ipaddress import ip_address
@@ -55,7 +55,7 @@ def open_netlink(fileno: int | None = None) -> Netlink:
     return IPRoute() if fileno is None else IPRoute(fileno=fileno)
 
 
-@contextmanager
+@contextlib.contextmanager
 def explain(operation: str, link: str, fault: Fault = Fault.NETLINK, **words: object) -> Iterator[None]:
     """Turns a netlink refusal into the operator's sentence."""
     try:
@@ -135,8 +135,20 @@ def need(ipr: Netlink | Rtnl, name: str) -> Link:
 
 
 def links(ipr: Netlink) -> list[Link]:
+    """Of kernels before 6.7 the list may lack links beside one that went meanwhile: what is missing is to be looked for
+    by name before anything is concluded from that."""
     with explain("list", "links"):
         return [_link_of(message) for message in ipr.get_links()]
+
+
+def set_if_there(ipr: Netlink, operation: str, link: Link, command: str = "link", **words: Any) -> None:
+    """Change a link that was there a moment ago: the kernel takes a port away with its pod's namespace."""
+    try:
+        with explain(operation, link.name):
+            getattr(ipr, command)("set", index=link.index, **words)
+    except HostError as error:
+        if error.errno != ENODEV:
+            raise
 
 
 def _link_of(message: Any) -> Link:

@@ -124,13 +124,16 @@ def pair_new(port: str, mtu: int, bridge: int, peer: str, peer_mac: str, peer_gs
     )  # fmt: skip
 
 
-def port_set(index: int, alias: str, flags: dict[int, int]) -> Message:
-    """Alias and bridge port flags (IFLA_BRPORT_*, one byte each) of a bridge's port. Kernels pass over flags that they
-    do not know."""
+def port_set(index: int, flags: dict[int, int]) -> Message:
+    """Bridge port flags (IFLA_BRPORT_*, one byte each) of a bridge's port. Kernels pass over flags that they do not
+    know."""
     inner = b"".join(attribute(kind, bytes([value])) for kind, value in flags.items())
     info = _text(IFLA_INFO_SLAVE_KIND, "bridge") + _nested(IFLA_INFO_SLAVE_DATA, inner)
-    head = _LINK.pack(AF_UNSPEC, 0, index, 0, 0)
-    return Message(RTM_NEWLINK, 0, head + _text(IFLA_IFALIAS, alias) + _nested(IFLA_LINKINFO, info))
+    return Message(RTM_NEWLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + _nested(IFLA_LINKINFO, info))
+
+
+def link_alias(index: int, alias: str) -> Message:
+    return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + _text(IFLA_IFALIAS, alias))
 
 
 def link_up(index: int) -> Message:

@@ -277,3 +277,8 @@ class Routes:
             if claims:
                 return min(claims)
         return None
+
+    def announcer_of(self, mac: bytes) -> bytes | None:
+        """Another node that announces an address with this MAC, which does not follow from it."""
+        found = (node for claims in self._claims.values() for node, announced in claims.items() if announced == mac)
+        return min((node for node in found if node != self._own_id), default=None)
