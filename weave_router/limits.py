@@ -267,6 +267,9 @@ CNI_NESTING_MAX: Final = 64
 CNI_GC_MAX: Final = 10_000
 """Attachments that a GC may list as valid: far more than the pods of a node."""
 
+POD_ADDRESSES_MAX: Final = 8
+"""IPv4 addresses of one pod: each beyond the first is announced to all nodes, in a record of 64."""
+
 CNI_ROUTES_MAX: Final = 64
 """Routes of one pod beside its addresses' own: one message to the kernel each, within the ADD."""
 

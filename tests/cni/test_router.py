@@ -140,7 +140,8 @@ REFUSALS: list[tuple[dict[str, Any], int, str]] = [
     ({"args": "IP=nonsense"}, 7, "'nonsense'"),
     ({"args": "IP=192.0.2.5"}, 102, "not inside the range"),
     ({"args": "IP=2001:db8::5"}, 102, "not inside the range"),
-    ({"args": "IP=10.32.0.5,10.32.0.6"}, 102, "several"),
+    ({"args": "IP=" + ",".join(f"10.32.0.{5 + n}" for n in range(limits.POD_ADDRESSES_MAX + 1))}, 102, "more than"),
+    ({"args": "IP=10.32.0.5,10.32.0.2"}, 103, "belongs to node"),
     ({"args": "IP=10.32.0.1"}, 103, "bridge"),
     ({"args": "IP=10.32.0.0"}, 103, "reserved"),
     ({"args": "IP=10.32.0.2"}, 103, "belongs to node"),
@@ -226,6 +227,38 @@ def test_a_requested_mac_is_known_everywhere(nodes: tuple[Node, Node], node: Nod
     wait_for("b to reach it by its own MAC", lambda: ping(pods[2], "10.32.0.5", wait=0.3))
     quiet(node.run("DEL", pods[1]))
     quiet(other.run("DEL", pods[2], "c3"))
+
+
+def test_several_addresses_of_one_pod(nodes: tuple[Node, Node], node: Node, pods: list[Namespace]) -> None:
+    """Each is reached from everywhere, survives a restart, is missed by CHECK and free again after DEL."""
+    other, asked = nodes[1], {"runtimeConfig": {"ips": ["10.32.0.5/12", "10.32.0.6", "10.32.0.7"]}}
+    far = [ip["address"] for ip in added(other.run("ADD", pods[2], "c3", args="IP=10.32.0.30"))["ips"]]
+    result = added(node.run("ADD", pods[0], **asked))
+    spec.check_result(result, "1.1.0")
+    addresses = [ip["address"].partition("/")[0] for ip in result["ips"]]
+    assert [one for one in addresses if "." in one] == ["10.32.0.5", "10.32.0.6", "10.32.0.7"] and len(addresses) == 6
+    wait_for("b to know", lambda: "10.32.0.7/" in str(other.router.status()["ipam"]["blocks"]))
+    for address in addresses:
+        assert ping(pods[2], address, wait=2.0), address
+        target = far[":" in address].partition("/")[0]
+        pods[0].run(["ping", "-n", "-c1", "-W2", "-I", address, target])
+    taken = node.run("ADD", pods[1], "c2", args="IP=10.32.0.6")
+    assert taken.code == 103 and "in use by c1" in taken.value["msg"]
+    node.router.kill()
+    node.router.launch()
+    quiet(node.run("CHECK", pods[0], prevResult=result, **asked))
+    assert added(node.run("ADD", pods[0], **asked)) == result and ping(pods[0], "10.32.0.1")
+    short = {**result, "ips": [ip for ip in result["ips"] if "10.32.0.6" not in ip["address"]]}
+    assert "prevResult lacks 10.32.0.6" in node.run("CHECK", pods[0], prevResult=short).value["msg"]
+    pods[0].ip("address del 10.32.0.7/12 dev eth0")
+    assert "lost its address 10.32.0.7/12" in node.run("CHECK", pods[0]).value["msg"]
+    fewer = added(node.run("ADD", pods[0], args="IP=10.32.0.5,10.32.0.6"))  # made anew
+    assert len(fewer["ips"]) == 4
+    added(node.run("ADD", pods[1], "c2", args="IP=10.32.0.7"))
+    quiet(node.run("DEL", pods[0]))
+    added(node.run("ADD", pods[0], args="IP=10.32.0.6"))
+    for one, pod, container in ((node, pods[0], "c1"), (node, pods[1], "c2"), (other, pods[2], "c3")):
+        quiet(one.run("DEL", pod, container))
 
 
 def test_two_pods_of_one_name_or_address(node: Node, pods: list[Namespace]) -> None:

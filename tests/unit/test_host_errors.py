@@ -100,6 +100,10 @@ TABLE: dict[Fault, tuple[dict[str, Any], str]] = {
         {"link": "eth0", "address": "10.0.0.1", "universe": "10.32.0.0/12"},
         "cannot attach eth0: 10.0.0.1 is not inside the range 10.32.0.0/12; take an address of the range",
     ),
+    Fault.POD_ADDRESSES: (
+        {"link": "eth0", "count": 3},
+        "cannot attach eth0: 3 addresses beside this container id are more than the port's alias holds; ask for fewer",
+    ),
     Fault.POD_MTU: (
         {"mtu": 100, "least": 1280, "most": 65000},
         "pod MTU 100 is out of bounds: take 1280 to 65000 (--mtu)",

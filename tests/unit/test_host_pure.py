@@ -1,7 +1,7 @@
 """The pure files of host/: names, bridge and pod plans, steering, overlap, reset, doctor, installed files."""
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from weave_router.host.faults import Fault, HostError
 from weave_router.host.forwarding import ForwardDrop
 from weave_router.host.names import IFNAME_MAX, is_port_name, port_name, tap_name
 from weave_router.host.overlap import HostRoute, nameservers_untrusted, overlap
-from weave_router.host.pod import PodPlan, pod_plan
+from weave_router.host.pod import PodPlan, pod_plan, read_alias
 from weave_router.host.reset import Found, Kind, Step, steps
 from weave_router.host.underlay_driver import default_pod_mtu
 
@@ -100,6 +100,19 @@ def test_everything_of_a_pod_follows_from_its_address() -> None:
     assert [str(address) for address in plan.guard.ipv6] == ["fd00:1::a20:102", "fe80::858:aff:fe20:102"]
     assert plan.alias == "weave-router a eth0 10.32.1.2"
     assert len(replace(plan, attachment="x" * 400).alias) == 255
+    assert read_alias(plan.alias) == [("a", "eth0", plan.ipv4.ip)]
+
+
+def test_several_addresses_of_a_pod() -> None:
+    plan = plan_of("10.32.1.2/24", more=[IPv4Interface("10.32.1.9/24"), IPv4Interface("10.33.0.1/24")])
+    assert plan.mac == "0a:58:0a:20:01:02" and plan.alias == "weave-router a eth0 10.32.1.2,10.32.1.9,10.33.0.1"
+    assert [str(address) for address in plan.guard.ipv4] == ["10.32.1.2", "10.32.1.9", "10.33.0.1"]
+    assert [str(address) for address in plan.guard.ipv6] == [
+        "fd00:1::a20:102", "fd00:1::a20:109", "fd00:1::a21:1", "fe80::858:aff:fe20:102"]  # fmt: skip
+    assert [str(address) for _, _, address in read_alias(plan.alias)] == ["10.32.1.2", "10.32.1.9", "10.33.0.1"]
+    assert read_alias(f"{plan.alias},10.3") == read_alias("eth0 of somebody") == []
+    with pytest.raises(HostError, match="2 addresses beside this container id"):
+        plan_of("10.32.101.202/24", attachment="x" * 204, ifname="e" * 15, more=[IPv4Interface("10.32.101.203/24")])
 
 
 def test_pod_without_ipv6() -> None:

@@ -372,7 +372,7 @@ def fits(attachment: Attachment, request: schema.DetachRequest) -> bool:
         request.container_id in ("", attachment.container)
         and request.netns_inode in (None, attachment.netns_inode)
         and request.ifname in ("", attachment.ifname)
-        and request.address.partition("/")[0] in ("", str(IPv4Address(attachment.numbers[0])))
+        and request.address.partition("/")[0] in ("", *(str(IPv4Address(number)) for number in attachment.numbers))
         and not (request.netns and request.netns_inode is None and not request.container_id and not request.address)
     )
 

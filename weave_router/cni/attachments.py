@@ -53,7 +53,7 @@ class PodSettings:
 @dataclass(frozen=True)
 class Wish:
     """One pod to attach. ``container``: unique on this node; the namespace's device and inode where nobody names it.
-    ``address`` None: any."""
+    ``address`` None: any; ``more``: further ones."""
 
     container: str
     ifname: str
@@ -66,6 +66,7 @@ class Wish:
     mac: str = ""
     mtu: int = 0
     routes: tuple[PodRoute, ...] = ()
+    more: tuple[IPv4Interface, ...] = ()
     """Empty and 0: as it follows from the address, as all pods of the node, and only the default one."""
 
 
@@ -88,7 +89,7 @@ class Attachments:
         self._owner_of = owner_of
         self._owner_of_mac = owner_of_mac
         self._until_sent = until_sent
-        self._exceptions: dict[tuple[str, str], tuple[int, bytes]] = {}
+        self._exceptions: dict[tuple[str, str], dict[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
         self._attached: dict[tuple[str, str], Attached] = {}
         self._users: dict[int, tuple[str, str]] = {}
@@ -128,8 +129,8 @@ class Attachments:
         return sorted(number for attachment in self._held.values() for number in attachment.numbers)
 
     def exceptions(self) -> dict[int, bytes]:
-        """Numbers whose MAC was asked for, and it: other nodes must be told."""
-        return dict(self._exceptions.values())
+        """Numbers whose MAC does not follow from them, and it: other nodes must be told."""
+        return {number: mac for of_pod in self._exceptions.values() for number, mac in of_pod.items()}
 
     def get(self, container: str, ifname: str) -> Attachment | None:
         return self._held.get((container, ifname))
@@ -153,13 +154,15 @@ class Attachments:
             held = self._held.get(key)
             if held is not None:
                 return self._same_again(held, wish)
-            if wish.address is not None:
-                self._refuse_taken(wish.address.ip)
+            for address in (wish.address, *wish.more):
+                if address is not None:
+                    self._refuse_taken(address.ip)
             return await self._wire(key, wish)
 
     def _same_again(self, held: Attachment, wish: Wish) -> Attachment:
         wanted = wish.address
-        if wanted is None or (held.numbers[0] == int(wanted.ip) and held.prefix_len == wanted.network.prefixlen):
+        numbers = tuple(int(one.ip) for one in (wanted, *wish.more) if one is not None)
+        if wanted is None or (held.numbers == numbers and held.prefix_len == wanted.network.prefixlen):
             return held
         raise UserError(
             f"{wish.ifname} of this pod is attached with {IPv4Address(held.numbers[0])}/{held.prefix_len} already: "
@@ -179,14 +182,16 @@ class Attachments:
     async def _wire(self, key: tuple[str, str], wish: Wish) -> Attachment:
         wanted = None if wish.address is None else int(wish.address.ip)
         before = self._addresses.held(Holder(*key))  # claimed for the pod: a wiring that fails does not take it away
-        number = await self._addresses.pick(Holder(*key), wanted)
         length = self._settings.subnet_len or self._settings.universe_v4.prefixlen
-        address = wish.address or IPv4Interface((number, length))
         try:
-            self._refuse_used(number, key)
-            self._refuse_mac(number, wish.mac)
-            plan = self._plan(wish.container, wish.ifname, address, wish.mac, wish.mtu, wish.routes)
-            attachment = Attachment(wish.container, wish.ifname, (number,), address.network.prefixlen,
+            numbers = [await self._addresses.pick(Holder(*key), wanted)]
+            numbers += [await self._addresses.pick(Holder(*key), int(one.ip)) for one in wish.more]
+            address = wish.address or IPv4Interface((numbers[0], length))
+            for number in numbers:
+                self._refuse_used(number, key)
+            self._refuse_mac(numbers[0], wish.mac)
+            plan = self._plan(wish.container, wish.ifname, address, wish.mac, wish.mtu, wish.routes, numbers[1:])
+            attachment = Attachment(wish.container, wish.ifname, tuple(numbers), address.network.prefixlen,
                                     wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac),
                                     wish.network)
         except BaseException:
@@ -213,15 +218,15 @@ class Attachments:
                 f"detach pods that are no longer needed"
             ) from None
         held = self._held[key]
-        if key in self._exceptions:
-            await self._until_sent(*self._exceptions[key])
+        for number, mac in self._exceptions.get(key, {}).items():
+            await self._until_sent(number, mac)
         return held
 
     def _take(self, key: tuple[str, str], attachment: Attachment) -> None:
-        number = attachment.numbers[0]
-        self._users[number] = key
-        if attachment.mac != mac_of(number):
-            self._exceptions[key] = number, attachment.mac
+        self._users |= dict.fromkeys(attachment.numbers, key)
+        own = {number: attachment.mac for number in attachment.numbers if attachment.mac != mac_of(number)}
+        if own:
+            self._exceptions[key] = own
 
     def _drop(self, key: tuple[str, str]) -> None:
         for known in (self._held, self._exceptions, self._attached):
@@ -277,16 +282,18 @@ class Attachments:
 
     def _plan_of(self, attachment: Attachment, mtu: int = 0, routes: Iterable[PodRoute] = ()) -> PodPlan:
         address = IPv4Interface((attachment.numbers[0], attachment.prefix_len))
-        return self._plan(attachment.container, attachment.ifname, address, mac_text(attachment.mac), mtu, routes)
+        return self._plan(attachment.container, attachment.ifname, address, mac_text(attachment.mac), mtu, routes,
+                          attachment.numbers[1:])
 
     def _plan(self, container: str, ifname: str, address: IPv4Interface, mac: str = "", mtu: int = 0,
-              routes: Iterable[PodRoute] = ()) -> PodPlan:
+              routes: Iterable[PodRoute] = (), more: Iterable[int] = ()) -> PodPlan:
         settings = self._settings
         return pod_plan(
             attachment=container, ifname=ifname, address=address, universe_v4=settings.universe_v4,
             universe_v6=settings.universe_v6, bridge=settings.bridge.name, bridge_address=settings.bridge_address,
             mtu=mtu or settings.mtu, mac=mac, routes=routes, default_ipv6=settings.default_ipv6,
             hairpin=settings.hairpin(), refuse=settings.refuse,
+            more=[IPv4Interface((number, address.network.prefixlen)) for number in more],
         )
 
 

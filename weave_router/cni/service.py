@@ -91,14 +91,14 @@ class CniService:
         inode = self._inode(request)
         if self._settings.bridge_address is None:
             raise CniError(Code.TRY_LATER, "this node has no overlay address yet: see `weave-router status ipam`")
-        address = verbs.wanted_address(wanted, self._settings.universe_v4, self._number_of)
+        addresses = verbs.wanted_addresses(wanted, self._settings.universe_v4, self._number_of)
         self._check_wishes(wanted)
         await self._settle(wanted)
         lock = self._lock(wanted.key)
         async with lock:
-            await self._make_room(wanted, inode, address, request)
-            wish = Wish(wanted.container, wanted.ifname, address, inode, request.netlink, request.netns, wanted.network,
-                        wanted.mac, wanted.mtu, wanted.routes)
+            await self._make_room(wanted, inode, addresses, request)
+            wish = Wish(wanted.container, wanted.ifname, addresses[0] if addresses else None, inode, request.netlink,
+                        request.netns, wanted.network, wanted.mac, wanted.mtu, wanted.routes, addresses[1:])
             known = self._attachments.get(*wanted.key) is not None
             held = await self._attachments.attach(wish)
             self._own(wanted.key, request, known)
@@ -122,7 +122,7 @@ class CniService:
                 raise CniError(Code.BAD_CONFIG, f"\"gw\" {route.gateway} of the route to {route.to} is not inside the "
                                                 f"range {settings.universe_v4} (or its IPv6 twin): no pod reaches it")
 
-    async def _make_room(self, wanted: verbs.Request, inode: int, address: IPv4Interface | None,
+    async def _make_room(self, wanted: verbs.Request, inode: int, addresses: tuple[IPv4Interface, ...],
                          request: Handover) -> None:
         """A pod that stands as asked for stays; its remains (half wired, or of a namespace that is gone) go."""
         held = self._attachments.get(*wanted.key)
@@ -131,7 +131,8 @@ class CniService:
         if held.network != wanted.network:
             by = f"network {held.network}" if held.network else "`weave-router attach`"
             raise CniError(Code.BAD_ENVIRONMENT, f"CNI_IFNAME {wanted.ifname} of this container was made by {by}")
-        same = held.netns_inode == inode and (address is None or held.numbers[0] == int(address.ip))
+        numbers = tuple(int(address.ip) for address in addresses)
+        same = held.netns_inode == inode and numbers in ((), held.numbers)
         same = same and wanted.mac in ("", held.mac.hex(":"))
         if same and not (await self._seen(held, wanted, request)).problems:
             return
@@ -162,7 +163,7 @@ class CniService:
         return Wired(
             plan.bridge, seen.bridge_mac, plan.port, seen.port_mac, plan.mac, plan.mtu, plan.ipv4, plan.ipv6,
             plan.gateway_ipv4, seen.default_v4, str(plan.gateway_ipv6) if seen.default_v6 else "",
-            plan.routes, self._settings.ipv6_first,
+            plan.routes, self._settings.ipv6_first, plan.more,
         )  # fmt: skip
 
     # -- DEL -------------------------------------------------------------------------------------------------------
@@ -187,11 +188,12 @@ class CniService:
             if held is None or held.network != wanted.network:
                 raise CniError(Code.UNKNOWN_CONTAINER, f"{wanted.container} {wanted.ifname} is not attached here")
             problems = list((await self._seen(held, wanted, request)).problems)
-            address = str(self._attachments.plan(held).ipv4)
+            addresses = [str(one) for one in self._attachments.plan(held).addresses if one.version == 4]
         if held.netns_inode != inode:
             problems.insert(0, "CNI_NETNS is another namespace than at the ADD")
-        if wanted.previous is not None and address not in verbs.addresses_of(wanted.previous):
-            problems.append(f"prevResult lacks {address}")
+        if wanted.previous is not None:
+            listed = verbs.addresses_of(wanted.previous)
+            problems += [f"prevResult lacks {address}" for address in addresses if address not in listed]
         if problems:
             raise CniError(Code.NOT_AS_MADE, "; ".join(problems))
         return DONE

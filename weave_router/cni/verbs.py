@@ -19,7 +19,7 @@ from weave_router.cni.codes import CniError, Code
 from weave_router.errors import BadPacket, UsageError, UserError
 from weave_router.host.pod import PodRoute
 from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNowError
-from weave_router.limits import CNI_CONTAINER_ID_MAX, CNI_GC_MAX, CNI_NESTING_MAX
+from weave_router.limits import CNI_CONTAINER_ID_MAX, CNI_GC_MAX, CNI_NESTING_MAX, POD_ADDRESSES_MAX
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 _SINCE: Final = {"ADD": "0.3.0", "DEL": "0.3.0", "CHECK": "0.4.0", "GC": "1.1.0"}
@@ -260,16 +260,14 @@ def _arguments(text: str) -> dict[str, str]:
     return found
 
 
-def wanted_address(request: Request, universe_v4: IPv4Network, number_of: Any) -> IPv4Interface | None:
-    """The one address that was asked for; None: any. IPv6 is the same host number, so it may come along or stand
-    alone."""
-    if not request.wanted:
-        return None
-    numbers = {_number(text, universe_v4, number_of) for text in request.wanted}
-    if len(numbers) != 1:
-        raise CniError(Code.ADDRESS_REFUSED, "a pod has one host number: its IPv4 and IPv6 address follow from it, "
-                                             f"but {', '.join(request.wanted)[:200]} are several")
-    return IPv4Interface((numbers.pop(), universe_v4.prefixlen))
+def wanted_addresses(request: Request, universe_v4: IPv4Network, number_of: Any) -> tuple[IPv4Interface, ...]:
+    """What was asked for, the pod's MAC following from the first; none: any. IPv6 is the same host number, so it may
+    come along or stand alone."""
+    numbers = dict.fromkeys(_number(text, universe_v4, number_of) for text in request.wanted)
+    if len(numbers) > POD_ADDRESSES_MAX:
+        raise CniError(Code.ADDRESS_REFUSED, f"{len(numbers)} addresses are more than a pod can have "
+                                             f"({POD_ADDRESSES_MAX}, and the IPv6 address of each): ask for fewer")
+    return tuple(IPv4Interface((number, universe_v4.prefixlen)) for number in numbers)
 
 
 def _number(text: str, universe_v4: IPv4Network, number_of: Any) -> int:
@@ -322,6 +320,7 @@ class Wired:
     gateway_v6: str = ""
     routes: tuple[PodRoute, ...] = ()
     ipv6_first: bool = False
+    more: tuple[IPv4Interface | IPv6Interface, ...] = ()
 
 
 def result(request: Request, wired: Wired) -> dict[str, Any]:
@@ -350,6 +349,7 @@ def _ips(version: str, wired: Wired, inside: int) -> list[dict[str, Any]]:
     if wired.ipv6 is not None:
         gateway = {"gateway": wired.gateway_v6} if wired.gateway_v6 else {}
         ips.insert(0 if wired.ipv6_first else 1, {"address": str(wired.ipv6), **gateway, "interface": inside})
+    ips += [{"address": str(one), "interface": inside} for one in wired.more]
     if VERSIONS.index(version) < VERSIONS.index("1.0.0"):
         return [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in ips]
     return ips

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv6Network
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from weave_router.config import LaunchConfig
 from weave_router.host import bridge_driver, look_driver, netfilter, pod_driver, tap_driver
@@ -116,7 +116,8 @@ class Host:
         inside = Rtnl(netlink)
         try:
             wired = asyncio.ensure_future(self.call(lambda ipr, nft: self._begin(nft, plan, inside, netns)))
-            await asyncio.wait({wired, kept})
+            both: tuple[asyncio.Future[Any], ...] = (wired, kept)
+            await asyncio.wait(both)
             half = wired.result()
             if kept.exception() is None:
                 return await self.call(lambda ipr, nft: self._finish(nft, half))

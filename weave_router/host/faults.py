@@ -70,6 +70,10 @@ class Fault(Enum):
 
     BRIDGE_NO_NUMBER = "bridge {link} has no overlay address yet; give `launch --bridge-address ADDRESS`"
     POD_ADDRESS = "cannot attach {link}: {address} is not inside the range {universe}; take an address of the range"
+    POD_ADDRESSES = (
+        "cannot attach {link}: {count} addresses beside this container id are more than the port's alias holds; "
+        "ask for fewer"
+    )
     POD_MTU = "pod MTU {mtu} is out of bounds: take {least} to {most} (--mtu)"
     POD_NAME_TAKEN = (
         "cannot attach {link}: the pod already has an interface of this name (EEXIST); "

@@ -47,13 +47,13 @@ def _inside(pod: Netlink, plan: PodPlan, inside: Link | None) -> list[str]:
     checks = {
         f"{plan.ifname} is down": inside.up,
         f"the MAC of {plan.ifname} is {inside.mac} instead of {plan.mac}": inside.mac == plan.mac,
-        f"{plan.ifname} has lost its address {plan.ipv4}": str(plan.ipv4) in present,
     }
     for route in plan.routes:
         words = f"{plan.ifname} has lost its route to {route.to} by {route.gateway}"
         checks[words] = _is_routed(pod, inside, route.to, str(route.gateway))
-    if plan.ipv6 is not None and any(":" in address for address in present):  # a pod may have no IPv6 at all
-        checks[f"{plan.ifname} has lost its address {plan.ipv6}"] = str(plan.ipv6) in present
+    for address in plan.addresses:
+        if address.version == 4 or any(":" in one for one in present):  # a pod may have no IPv6 at all
+            checks[f"{plan.ifname} has lost its address {address}"] = str(address) in present
     return [problem for problem, well in checks.items() if not well]
 
 

@@ -50,16 +50,25 @@ class PodPlan:
     refuse: frozenset[str] = frozenset()
     routes: tuple[PodRoute, ...] = ()
     """Beside the default ones; each with its gateway."""
+    more: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    """Addresses beside the first of each family."""
+
+    @property
+    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        return (self.ipv4, *((self.ipv6,) if self.ipv6 else ()), *self.more)
 
     @property
     def alias(self) -> str:
         """Written on the port: says whose it is to people, to a collision check and to reconciliation."""
-        return f"{ALIAS_PREFIX}{self.attachment} {self.ifname} {self.ipv4.ip}"[:_ALIAS_MAX]
+        shown = ",".join(str(one.ip) for one in self.addresses if one.version == 4)
+        return f"{ALIAS_PREFIX}{self.attachment} {self.ifname} {shown}"[:_ALIAS_MAX]
 
     @property
     def guard(self) -> PortGuard:
-        ipv6 = (self.ipv6.ip, IPv6Address(link_local_of(self.mac))) if self.ipv6 else ()
-        return PortGuard(self.port, self.mac, (self.ipv4.ip,), ipv6, self.station)
+        ipv4 = tuple(one.ip for one in self.addresses if isinstance(one, IPv4Interface))
+        ipv6 = tuple(one.ip for one in self.addresses if isinstance(one, IPv6Interface))
+        link_local = (IPv6Address(link_local_of(self.mac)),) if ipv6 else ()
+        return PortGuard(self.port, self.mac, ipv4, ipv6 + link_local, self.station)
 
     def renamed(self, salt: int) -> "PodPlan":
         """The same pod with the next port name: its first choice belongs to another pod."""
@@ -99,6 +108,7 @@ def pod_plan(
     refuse: frozenset[str] = frozenset(),
     mac: str = "",
     routes: Iterable[PodRoute] = (),
+    more: Iterable[IPv4Interface] = (),
 ) -> PodPlan:
     """Derive everything from the address. ``default_ipv6``: the host itself has an IPv6 default route; ``mac``: another
     one than the derived. A default route among ``routes`` says by whom; it takes the place of ours."""
@@ -108,7 +118,7 @@ def pod_plan(
     check_mtu(mtu)
     if bridge_address is None:
         raise HostError(Fault.BRIDGE_NO_NUMBER, link=bridge)
-    number = int(address.ip)
+    number, more = int(address.ip), tuple(more)
     ipv6 = universe_v6[number] if universe_v6 is not None else None
     bridge_ipv6 = universe_v6[int(bridge_address)] if universe_v6 is not None else None
     by: dict[IPv4Network | IPv6Network, IPv4Address | IPv6Address | None] = {DEFAULT_V4: bridge_address}
@@ -116,7 +126,8 @@ def pod_plan(
     for route in routes:
         by[route.to] = route.gateway or (bridge_address if route.to.version == 4 else bridge_ipv6)
     gateway_ipv4, gateway_ipv6 = by.pop(DEFAULT_V4), by.pop(DEFAULT_V6)
-    return PodPlan(
+    twins = [IPv6Interface((universe_v6[int(one.ip)], 96)) for one in more] if universe_v6 is not None else []
+    plan = PodPlan(
         attachment=attachment,
         ifname=ifname,
         port=port_name(attachment, ifname),
@@ -132,7 +143,11 @@ def pod_plan(
         station=station,
         refuse=refuse,
         routes=tuple(PodRoute(to, gateway) for to, gateway in by.items()),
+        more=(*more, *twins),
     )
+    if more and len(plan.alias) == _ALIAS_MAX:  # a start has to read them all
+        raise HostError(Fault.POD_ADDRESSES, link=ifname, count=1 + len(more))
+    return plan
 
 
 def check_mtu(mtu: int) -> int:
@@ -141,12 +156,13 @@ def check_mtu(mtu: int) -> int:
     return mtu
 
 
-def read_alias(alias: str) -> tuple[str, str, IPv4Address] | None:
-    """(attachment, interface, address) of a port of ours; None for what somebody else wrote or the kernel cut off."""
+def read_alias(alias: str) -> list[tuple[str, str, IPv4Address]]:
+    """(attachment, interface, address) of each address of a port of ours; nothing of what somebody else wrote or the
+    kernel cut off."""
     words = alias.removeprefix(ALIAS_PREFIX).rsplit(" ", 2)
     if not alias.startswith(ALIAS_PREFIX) or len(words) != 3:
-        return None
+        return []
     try:
-        return words[0], words[1], IPv4Address(words[2])
+        return [(words[0], words[1], IPv4Address(address)) for address in words[2].split(",")]
     except ValueError:
-        return None
+        return []

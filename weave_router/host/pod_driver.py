@@ -130,8 +130,8 @@ def stands(rtnl: Rtnl, name: str) -> bool:
 def live(ipr: Netlink, bridge: str) -> list[tuple[str, str, IPv4Address]]:
     """(attachment, interface, address) of every pod that stands on this bridge, as the kernel has it."""
     link = find(ipr, bridge)
-    found = (read_alias(port.alias) for port in ports(ipr) if link is not None and port.master == link.index)
-    return [pod for pod in found if pod is not None]
+    held = [port for port in ports(ipr) if link is not None and port.master == link.index]
+    return [pod for port in held for pod in read_alias(port.alias)]
 
 
 def set_hairpin(ipr: Netlink, on: bool) -> None:
@@ -225,9 +225,9 @@ def _configure_pod(pod: Rtnl, plan: PodPlan) -> tuple[Link, tuple[bool, bool]]:
     # The guards know the link-local address by the MAC.
     _tolerate(plan, "set the address mode of", pod, rtnl_messages.address_mode(index, _ADDR_GEN_EUI64),
               (EOPNOTSUPP, EINVAL, ENOENT, EAFNOSUPPORT))  # no IPv6 in this pod
-    steps = [(f"add address {plan.ipv4} to", rtnl_messages.address_new(index, plan.ipv4))]
-    if plan.ipv6 is not None:
-        steps.append((f"add address {plan.ipv6} to", rtnl_messages.address_new(index, plan.ipv6, _IFA_F_NODAD)))
+    steps = [(f"add address {address} to",
+              rtnl_messages.address_new(index, address, _IFA_F_NODAD if address.version == 6 else 0))
+             for address in plan.addresses]  # fmt: skip
     _carry_out(plan.ifname, pod, *steps, ("bring up", rtnl_messages.link_up(index)))
     ours = (_route(pod, plan, index, DEFAULT_V4, plan.gateway_ipv4),
             _route(pod, plan, index, DEFAULT_V6, plan.gateway_ipv6))  # fmt: skip
