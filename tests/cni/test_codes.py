@@ -74,9 +74,9 @@ class World:
 
     # the host
     async def attach(self, plan: PodPlan, bridge: Any, netlink: int, netns: int, kept: Awaitable[None]) -> Attached:
+        await kept
         if self.fault:
             raise self.fault
-        await kept
         self.wired[plan.port] = plan
         return Attached(plan.port, 5, 2, plan.mac, plan.ipv4, plan.ipv6, "02:00:00:00:00:01", "0a:58:0a:20:00:01",
                         True, plan.gateway_ipv6 is not None)

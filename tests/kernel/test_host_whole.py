@@ -35,14 +35,10 @@ from .conftest import Netns
 CONFIG = LaunchConfig(name="a", nickname="a", token_file="-")
 
 
-def kept(error: Exception | None = None) -> asyncio.Future[None]:
-    """The record of a pod, as the disk took it."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
-    return future
+async def kept(error: Exception | None = None) -> None:
+    """The record of a pod, as the disk takes it."""
+    if error is not None:
+        raise error
 
 
 async def soon(work: Soon) -> None:

@@ -198,13 +198,17 @@ class Attachments:
             await asyncio.shield(self._addresses.give_back(Holder(*key), but=before))
             raise
         self._take(key, attachment)
-        kept = asyncio.ensure_future(
-            self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before))
+        kept = False
+
+        async def keep() -> None:
+            nonlocal kept
+            await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before)
+            kept = True
+
         try:
-            attached = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns, kept)
+            attached = await self._host.attach(plan, self._settings.bridge, wish.netlink, wish.netns, keep())
         except BaseException:
-            await asyncio.wait({kept})
-            if kept.exception() is None:
+            if kept:
                 await asyncio.shield(self._forget(key, before))
             self._drop(key)
             raise

@@ -8,7 +8,7 @@ composition root. What runs before there is a loop (locks, TAP, UDP port, doctor
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv6Network
@@ -109,20 +109,21 @@ class Host:
         await self.call(work)
 
     async def attach(
-        self, plan: PodPlan, bridge: BridgePlan, netlink: int, netns: int, kept: asyncio.Future[None]
+        self, plan: PodPlan, bridge: BridgePlan, netlink: int, netns: int, keep: Coroutine[Any, Any, None]
     ) -> Attached:
-        """Wire a pod while its record is ``kept``, and open it when that is on disk; whatever fails, nothing stays.
+        """Wire a pod while its record is kept, and open it when that is on disk; whatever fails, nothing stays.
         Both descriptors are the caller's. The bridge is looked at a moment later."""
         inside = Rtnl(netlink)
         try:
+            kept = asyncio.ensure_future(keep)
             wired = asyncio.ensure_future(self.call(lambda ipr, nft: self._begin(nft, plan, inside, netns)))
             both: tuple[asyncio.Future[Any], ...] = (wired, kept)
             await asyncio.wait(both)
-            half = wired.result()
-            if kept.exception() is None:
+            failure, half = kept.exception(), wired.result()
+            if failure is None:
                 return await self.call(lambda ipr, nft: self._finish(nft, half))
             await self.call(lambda ipr, nft: self._abandon(nft, half))
-            return kept.result()  # type: ignore[return-value]  # raises
+            raise failure
         finally:
             self._thread.submit(inside.close)  # behind whatever still uses it
             self._bridge = bridge
