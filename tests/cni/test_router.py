@@ -468,8 +468,7 @@ def test_killed_in_mid_add_and_a_new_add_stays(node: Node, pods: list[Namespace]
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(delay)
         process.kill()
-        finished = process.wait() == 0
-        wait_for("the undoing", lambda finished=finished: bool(node.attachments()) == finished)
+        process.wait()  # one that had its answer and was killed then is not undone; else the undoing may be to come
         added(node.run("ADD", pods[0], args="IP=10.32.0.5"))
         quiet(node.run("CHECK", pods[0]))
         quiet(node.run("DEL", pods[0]))

@@ -87,8 +87,8 @@ class Host:
         if self._ipr is not None:
             await self._delete_detached()  # also waits for a deletion under way
         await self._run(self._close)
-        self._thread.shutdown(wait=False)
-        self._reaper.shutdown(wait=False)
+        self._thread.shutdown()  # both have nothing more to do
+        self._reaper.shutdown()
 
     async def call(self, work: Callable[[Netlink, Nft], T]) -> T:
         """Run it on the room's thread, with its netlink and nft."""
