@@ -17,7 +17,9 @@
 #   make check-ipam      searches the greater worlds of address ownership (two hours), results in docs/results/
 #   make image           the container image, by docker, podman or buildah; IMAGE=name:tag names it
 #   make demo-kubernetes a real cluster of three nodes, the manifest applied, pods that talk (root)
-#   make test-kubernetes the tests on that cluster; the first run builds Kubernetes, 10 minutes
+#   make test-kubernetes the tests on that cluster; the first run builds Kubernetes, 10 minutes; CONFORMANCE=1 runs
+#                        Kubernetes' own network tests instead, with the reference plugins and with ours
+#   make soak-kubernetes five minutes without the API server, two with both CPUs saturated
 #   make install         the router and its systemd unit on this machine; make uninstall undoes it
 
 SHELL := /bin/bash
@@ -173,7 +175,7 @@ check-ipam: .setup/release
 
 # -- kubernetes --------------------------------------------------------------------------------------------------
 
-.PHONY: image demo-kubernetes test-kubernetes
+.PHONY: image demo-kubernetes test-kubernetes soak-kubernetes
 image:
 	@deploy/image $(IMAGE)
 
@@ -181,8 +183,15 @@ demo-kubernetes: .setup/release .setup/packages-kubernetes
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.demo
 
 test-kubernetes: .setup/release .setup/packages-kubernetes
+	@tests/kubernetes/programs/build $(if $(CONFORMANCE),--e2e)
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.images
+	@$(if $(CONFORMANCE),PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.conformance $(ARGS),\
+	  $(BIN)/python .ci/rooms kube kubernetes -- $(ARGS))
+
+soak-kubernetes: .setup/release .setup/packages-kubernetes
 	@tests/kubernetes/programs/build
-	@$(BIN)/python .ci/rooms kube kubernetes -- $(ARGS)
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.images
+	@SOAK=1 $(BIN)/python .ci/rooms kubernetes -- --timeout=0 -k "away or saturated" $(ARGS)
 
 .setup/packages-kubernetes: .ci/packages
 	@.ci/packages kubernetes
