@@ -482,7 +482,11 @@ static int probe(const char *kind, const char *path) {
     snprintf(text, sizeof text, "{\"probe\":\"%s\"}", kind);
     struct buffer request = {text, strlen(text), sizeof text, false};
     own_only = true;
-    if (ask(&request, NULL, 0, AGAIN_MS) && reply_len == 2) return 0;
+    if (ask(&request, NULL, 0, AGAIN_MS)) {
+        if (reply_len == 2) return 0;
+        fprintf(stderr, "weave-router-cni: the router at %s is not %s: %.*s\n", socket_path, kind, (int)reply_len, reply);
+        return 1;
+    }
     char *name = strrchr(socket_path, '/');
     if (name && (size_t)(name + 1 - socket_path) + sizeof standby <= sizeof socket_path) {
         strcpy(name + 1, standby);

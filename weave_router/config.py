@@ -48,8 +48,9 @@ DEBUG_TIMERS: Final = (
 )
 """``WEAVE_ROUTER_DEBUG_<NAME>``, in seconds, for tests: the time spans of tunnel/timers.py that are one figure."""
 
-DEBUG_OTHERS: Final = ("cooldown", "fence", "fence_jitter")
-"""Likewise, of other rooms: how long a released address rests, how long a machine is gone before its blocks are."""
+DEBUG_OTHERS: Final = ("cooldown", "fence", "fence_jitter", "idle", "quiet")
+"""Likewise, of other rooms: how long a released address rests, how long a machine is gone before its blocks are,
+how long a block is idle before it is given back, how long no DEL came before an uninstall goes on."""
 
 
 
@@ -88,6 +89,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """In the order of results; Kubernetes: the first InternalIP of this Node is an IPv6 one."""
     refuse: frozenset[str] = frozenset()
     install_cni: bool = False
+    uninstall: bool = False
     debug_timers: dict[str, float] = {}
     """Name out of DEBUG_TIMERS -> seconds, only what is set."""
     kubernetes: bool = False
@@ -340,7 +342,7 @@ def _label(value: object) -> str:
     return text
 
 
-def _api_server(value: object) -> str:
+def api_server(value: object) -> str:
     text = _text(value).removeprefix("https://").rstrip("/")
     host, port = parse_target(text, 443)
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
@@ -435,9 +437,11 @@ OPTIONS: Final = (
     Option("kubernetes", _switch, "Peers, addresses and token come from the cluster's API server."),
     Option("node-name", _name, "Kubernetes: name of this Node (spec.nodeName) [default: --name].", "NAME"),
     Option("namespace", _label, "Kubernetes: where the router's Leases and Secret are [default: kube-system].", "NAME"),
-    Option("kubernetes-api", _api_server, "Kubernetes: the API server, HOST:PORT [default: its Service].", "SERVER"),
+    Option("kubernetes-api", api_server, "Kubernetes: the API server, HOST:PORT [default: its Service].", "SERVER"),
     Option("service-account", _directory, "Kubernetes: directory with token and ca.crt [default: the pod's].", "DIR"),
     Option("install-cni", _switch, "In a container: keep the CNI plugin and its network list installed."),
+    Option("uninstall", _switch, "Kubernetes: give no more addresses, and undo all of this node when its last pod is "
+           "gone."),
     Option("log-level", _one_of(*LOG_LEVELS), f"One of {', '.join(LOG_LEVELS)} [default: info].", "LEVEL"),
 )
 _TARGETS: Final = Option("targets", parse_targets, "Addresses of other nodes.", "TARGET")
@@ -589,6 +593,8 @@ def _did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def _check_together(config: LaunchConfig) -> None:
     """What no single value shows."""
+    if config.uninstall and not config.kubernetes:
+        raise UsageError("--uninstall is for Kubernetes: elsewhere stop the router and run `weave-router reset`")
     _check_addresses(config)
     if not config.bridge_address:
         return

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 import uvloop
 
-from weave_router import __version__, limits
+from weave_router import __version__, limits, router_leave_driver
 from weave_router.api.addresses import AddressBook
 from weave_router.api.view import Parts
 from weave_router.cni import cni_driver
@@ -82,11 +82,14 @@ LOOK_SECONDS: Final = 2.0
 """How often slow facts are looked at: own addresses, peers whose numbers are to be answered, the bridge."""
 TURN_SECONDS: Final = 60.0
 """How long a roll-out's router waits for the one before it, which its pod's end gives 15 s; then it starts anew."""
+UNINSTALL_LOOK_SECONDS: Final = 0.5
 CLONE: Final = "another running node has this node's identity: no new addresses until one of the two is stopped"
 
 
 def run(config: LaunchConfig) -> int:
     """Run until SIGTERM or SIGINT. UserError if it cannot start."""
+    if config.uninstall and not router_leave_driver.standing(config):
+        return router_leave_driver.run(config)
     router = Router(config)
     try:
         with contextlib.ExitStack() as undo:
@@ -94,7 +97,7 @@ def run(config: LaunchConfig) -> int:
             uvloop.run(router.main())
     except BaseExceptionGroup as group:
         raise _sentence_of(group) from group
-    return 0
+    return router_leave_driver.run(config) if router.last_pod_gone else 0
 
 
 def _sentence_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -130,6 +133,8 @@ class Router:
         self._terminations: dict[str, int] = {}
         self._stop = asyncio.Event()
         self._bequeathed = False
+        self.last_pod_gone = False
+        """It was started to be uninstalled, and may be now."""
         self.view: Commands
         self._known_name: Callable[[bytes], str] = lambda node_id: node_id.hex()[:12]
 
@@ -247,7 +252,9 @@ class Router:
                 tasks.create_task(self.firewall.run(), name="firewall"),
                 tasks.create_task(self._cni_files.serve(self.cni.drain), name="cni files"),
             ]
-            if self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
+            if self.config.uninstall:
+                running.append(tasks.create_task(self._until_the_last_pod(), name="uninstall"))
+            elif self.config.install_cni and self.bridge_address is not None:  # the list calls for pods
                 follow = install_driver.follow(Path(self.config.run_dir), Path(self.config.state_dir))
                 running.append(tasks.create_task(follow, name="install cni"))
             if self.ipam_driver is not None:
@@ -367,7 +374,7 @@ class Router:
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
         self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,
-                              self.universe.number_of, lambda: self.firewall.state.unready)
+                              self.universe.number_of, lambda: self.firewall.state.unready, self.refusal)
         self._make_mesh()
         self._make_tunnel()
         self.view = Commands(Parts(
@@ -375,7 +382,7 @@ class Router:
             started_at=self.started_at, universe=self.universe, pod_mtu=self.pod_mtu, engine=self.engine,
             tunnel=self.tunnel, mesh=self.mesh, routes=self.routes, attachments=self.attachments, tokens=self.tokens,
             terminations=self._terminations, counts=lambda: self._tunnel_core.counts, warnings=self._warnings,
-            firewall=self.firewall.now, book=self.book, kube=self.kube), self)
+            firewall=self.firewall.now, book=self.book, kube=self.kube, refusal=self.refusal), self)
         self._known_name = self.view.name_of
         self.peers.join(self.mesh, self.tunnel, endpoints=self._endpoints, name_of=self.view.name_of)
         self.record.join(self.mesh_driver, self.attachments, self.ipam, self.book)
@@ -420,6 +427,22 @@ class Router:
     async def in_writer(self, work: Callable[[], T]) -> T:
         """On the store's one thread."""
         return await asyncio.wrap_future(self._writer.submit(work))
+
+    async def _until_the_last_pod(self) -> None:
+        """Then the router ends; what follows is router_leave_driver.py's."""
+        said = ""
+        while attached := self.attachments.all():
+            waits = router_leave_driver.waits_for(attached)
+            if waits != said:
+                _log.info("uninstall", extra={"waits": waits})
+            said = waits
+            await asyncio.sleep(UNINSTALL_LOOK_SECONDS)
+        self.last_pod_gone = True
+        self._stop.set()
+
+    def refusal(self) -> str:
+        """Why no pod is let in any more; empty: all are."""
+        return router_leave_driver.waits_for(self.attachments.all()) if self.config.uninstall else ""
 
     # -- the mesh speaks -----------------------------------------------------------------------------------------------
 

@@ -95,6 +95,8 @@ class Commands(View):
     async def attach(self, request: Request) -> dict[str, Any]:
         if "cni" in request.body or "probe" in request.body:
             return await self._router.cni.handle(request)
+        if self._router.refusal():
+            return {"error": self._router.refusal(), "exit_status": 1}
         if request.netns < 0:
             return {"error": "the request cannot be read: no namespace came with it", "exit_status": 2}
         try:

@@ -53,6 +53,8 @@ class Attachment:
     mac: bytes
     network: str = ""
     """Name of the CNI network it was made for; empty: by `attach`."""
+    pod: str = ""
+    """``NAMESPACE/NAME`` where the runtime said so: Kubernetes' name of it."""
 
 
 class Store:
@@ -268,8 +270,8 @@ class Store:
             ):
                 numbers.setdefault((container, ifname), []).append(number)
             rows = self._rows(
-                "SELECT container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network FROM attachment"
-                " ORDER BY container, ifname"
+                "SELECT container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network, pod"
+                " FROM attachment ORDER BY container, ifname"
             )
         return tuple(
             Attachment(container, ifname, tuple(numbers.get((container, ifname), ())), *rest)
@@ -289,9 +291,9 @@ class Store:
             connection.execute("DELETE FROM attachment WHERE container = ? AND ifname = ?", key)
             connection.execute(
                 "INSERT INTO attachment"
-                " (container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*key, a.prefix_len, a.netns_inode, a.boot_id, a.host_ifname, a.mac, a.network),
+                " (container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network, pod)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, a.prefix_len, a.netns_inode, a.boot_id, a.host_ifname, a.mac, a.network, a.pod),
             )
             connection.executemany(
                 "INSERT INTO address (number, container, ifname, position) VALUES (?, ?, ?, ?)",

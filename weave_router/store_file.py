@@ -23,6 +23,11 @@ APPLICATION_ID: Final = 0x77727374
 EPOCH: Final = 1
 """Raised by a change that older programs cannot live with. Within an epoch, migrations only add."""
 
+KEPT: Final = ("store.db", "store.db-wal", "store.db-shm", "store.db-journal", "kubernetes.json", "token")
+"""All that a node keeps: the store, and what it agreed on with its cluster."""
+JOURNAL: Final = "cni-journal"
+"""Folder of DELs that shims could not hand over."""
+
 _CREATE = """
 CREATE TABLE identity (one INTEGER PRIMARY KEY CHECK (one = 1), ed25519 BLOB NOT NULL, x25519 BLOB NOT NULL,
     digest BLOB NOT NULL) STRICT;
@@ -42,8 +47,9 @@ CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT
 """
 
 _NETWORK = "ALTER TABLE attachment ADD COLUMN network TEXT NOT NULL DEFAULT ''"
+_POD = "ALTER TABLE attachment ADD COLUMN pod TEXT NOT NULL DEFAULT ''"
 
-MIGRATIONS: tuple[str, ...] = (_CREATE, _NETWORK, IPAM_SCHEMA)
+MIGRATIONS: tuple[str, ...] = (_CREATE, _NETWORK, IPAM_SCHEMA, _POD)
 """Step n leads to schema EPOCH.n. A later step may only add tables, indices and columns with defaults, so that an
 older program of the same epoch goes on with the file (``kubectl rollout undo``). Never edit one that was released."""
 
@@ -81,6 +87,27 @@ def take_lock(directory: Path) -> int:
     with _explained_files(directory):
         _make_private_directory(directory)
         return _lock(directory / "store.lock")
+
+
+def wipe(directory: Path) -> list[str]:
+    """Remove what a node keeps in its state directory; hold the lock before. What was removed, for people. The lock's
+    file stays: without it two processes could lock two files of one name."""
+    journal = directory / JOURNAL
+    with _explained_files(directory):
+        entries = sorted(journal.iterdir()) if journal.is_dir() else []
+        removed = [f"file {path}" for path in (*(directory / name for name in KEPT), *entries) if _unlink(path)]
+        if journal.is_dir():
+            journal.rmdir()
+            removed.append(f"folder {journal}")
+    return removed
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _lock(path: Path) -> int:

@@ -64,6 +64,14 @@ def test_nulls_of_a_go_runtime_mean_nothing() -> None:
     assert parsed(nothing) == parsed({}) == parsed({"ipam": {}, "routes": [], "capabilities": {"ips": True}})
 
 
+@pytest.mark.parametrize(("args", "pod"), [
+    ("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-1", "default/web-1"), ("K8S_POD_NAME=web-1", ""),
+    ("K8S_POD_NAMESPACE=default;K8S_POD_NAME=a/b", ""), (f"K8S_POD_NAMESPACE=d;K8S_POD_NAME={'x' * 254}", ""), ("", ""),
+])  # fmt: skip
+def test_the_pods_name_in_kubernetes(args: str, pod: str) -> None:
+    assert parsed({}, args=args).pod == pod
+
+
 def test_text_of_the_configuration_is_bytes_as_latin_1() -> None:
     name = "/run/netns/ä"
     assert parsed({}, netns=name.encode().decode("latin-1")).netns == name

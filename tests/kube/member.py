@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+
 from kube.server import Server
 from lab.lab import Lab
 from lab.network import Host
 from lab.router import Router
 from lab.router import program as router_program
 
+LEASES = "apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+SECRETS = "api/v1/namespaces/kube-system/secrets"
+SECRET = f"{SECRETS}/weave-router"
 SHORT = {"WEAVE_ROUTER_DEBUG_FENCE": "6", "WEAVE_ROUTER_DEBUG_FENCE_JITTER": "2"}
 
 
@@ -36,3 +41,15 @@ def member(lab: Lab, server: Server, host: Host) -> Member:
     made.server = server
     lab.routers.append(made)
     return made
+
+
+def holders(server: Server, router: Member) -> dict[str, str]:
+    """Leases of one router's identity, by their networks."""
+    mine = router.status()["service"]["id"]
+    return {name: holder for name, holder in server.leases().items() if holder.endswith(mine)}
+
+
+def edit_secret(server: Server, lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
+    server.ask("PATCH", SECRET, {"data": {"token": base64.b64encode(text.encode()).decode()}},
+               "application/merge-patch+json")

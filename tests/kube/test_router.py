@@ -9,21 +9,12 @@ import base64
 import json
 from ipaddress import IPv4Address, IPv4Network
 
-from kube.member import Member
+from kube.member import LEASES, SECRET, Member, edit_secret, holders
 from kube.server import Server
 from lab.lab import Lab
 from lab.router import new_token, ping, wait_for, wait_ping
 
 from weave_router.tunnel.token import Token
-
-LEASES = "apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
-SECRET = "api/v1/namespaces/kube-system/secrets/weave-router"
-
-
-def holders(server: Server, router: Member) -> dict[str, str]:
-    """Leases of one router's identity, by their networks."""
-    mine = router.status()["service"]["id"]
-    return {name: holder for name, holder in server.leases().items() if holder.endswith(mine)}
 
 
 def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
@@ -55,12 +46,6 @@ def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Serve
     edit_secret(server, [new_token()])
     wait_for("the refusal", lambda: "refused" in str(routers[0].kube()["troubles"]))
     assert ping(pods[0], pods[1].address("v4"))
-
-
-def edit_secret(server: Server, lines: list[str]) -> None:
-    text = "".join(f"{line}\n" for line in lines)
-    server.ask("PATCH", SECRET, {"data": {"token": base64.b64encode(text.encode()).decode()}},
-               "application/merge-patch+json")
 
 
 def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from kubernetes.cluster import Cluster, wait_for
+from kubernetes.cluster import Cluster, ClusterError, wait_for
 from kubernetes.images import ROOT
 
 MANIFEST = ROOT / "deploy" / "weave-router.yaml"
@@ -62,3 +62,21 @@ def documents(text: str) -> list[dict[str, Any]]:
         at = len(text) - len(rest) + end
         found += value["items"] if value["kind"] == "List" else [value]
     return found
+
+
+def router_on(cluster: Cluster, node: str) -> str:
+    """Name of the newest router's pod on a node. ClusterError where there is none."""
+    found = [pod for pod in cluster.get("pods", "-n", "kube-system", "-l", "name=weave-router")
+             if pod["spec"].get("nodeName") == node]
+    if not found:
+        raise ClusterError(f"{node} has no router's pod")
+    newest: dict[str, Any] = max(found, key=lambda pod: pod["metadata"]["creationTimestamp"])
+    return str(newest["metadata"]["name"])
+
+
+def run_documented(cluster: Cluster, part: str, seconds: float = 300) -> str:
+    """The one command of docs/kubernetes.md that contains ``part``, as it stands there."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("kubectl ") and part in line)
+    words = line.partition("#")[0].replace("deploy/weave-router.yaml", str(MANIFEST)).split()[1:]
+    return cluster.kubectl(*words, timeout=seconds).stdout

@@ -93,6 +93,8 @@ class Router:
             "WEAVE_ROUTER_STATE_DIR": str(self.host.state_dir),
             "WEAVE_ROUTER_RUN_DIR": str(self.host.run_dir),
             "WEAVE_ROUTER_TOKEN_FILE": str(self.token_file),
+            "WEAVE_ROUTER_BIN_DIR": str(self.host.directory / "bin"),  # hosts share the machine's files
+            "WEAVE_ROUTER_CONF_DIR": str(self.host.directory / "conf"),
             "WEAVE_ROUTER_DEBUG_BOOT_ID": self.boot_id,
             **self.env,
         }

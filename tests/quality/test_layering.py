@@ -19,7 +19,9 @@ CLI_MAY = {"api", "host", "cli", "tunnel.token", "tunnel.token_driver"}
 
 ALSO_MAY = {
     "cli/launch.py": {"router.run"},  # it becomes the router
-    "cli/reset.py": {"store.Store", "store_file.take_lock"},  # it removes what no router holds any more
+    "cli/reset.py": {
+        "store.Store", "store_file", "tunnel.identity.Identity", "kube.leave_driver", "kube.start_driver",
+    },  # it removes what no router holds any more
 }
 
 MAY_DO_IO = {

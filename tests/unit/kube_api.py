@@ -131,6 +131,10 @@ class Greedy(ArbitratedBlocks):
     def wants_block(self) -> bool:
         return len(self.owned()) - len(self.disputed()) < self.appetite
 
+    def spare(self) -> int | None:
+        idle = self._idle()
+        return idle[-1] if idle and len(self.owned()) - len(self.disputed()) > self.appetite else None
+
 
 @dataclass
 class Faults:
@@ -148,7 +152,7 @@ class Router:
     """One node's core on its addresses."""
 
     def __init__(self, sim: Sim, name: str, appetite: int = 0, identity: Identity | None = None,
-                 fence: float = 900.0, jitter: float = 60.0) -> None:
+                 fence: float = 900.0, jitter: float = 60.0, idle: float = 600.0) -> None:
         self.sim = sim
         self.name = name
         self.identity = identity or Identity.generate(sim.rng.randbytes)
@@ -161,7 +165,7 @@ class Router:
         self.service.found_by_arbiter(UNIVERSE.universe, 0.0)
         self.blocks = Greedy(self.service)
         self.blocks.appetite = appetite
-        self.core = Kube(Settings(name, NAMESPACE, range_v4, fence, jitter), self.identity.node_id, self.blocks,
+        self.core = Kube(Settings(name, NAMESPACE, range_v4, fence, jitter, idle), self.identity.node_id, self.blocks,
                          Random(sim.rng.random()), universe=UNIVERSE)
         self.world = World()
         self.seen = 0

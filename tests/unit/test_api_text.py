@@ -112,8 +112,8 @@ def test_ipam_and_attachments(report) -> None:
         "conflict: 10.32.0.9 belongs to 0a1b2c3d4e5f, also announced by b1b1b1b1b1b1",
     ]
     heads, row = text.render(report, "attachments", NOW).splitlines()
-    assert heads.split() == ["CONTAINER", "INTERFACE", "MAC", "ADDRESS", "IPV6", "PORT", "NAMESPACE"]
-    assert row.split() == ["blue", "eth0", POD.mac, POD.address, POD.ipv6, POD.port, POD.netns]
+    assert heads.split() == ["POD", "CONTAINER", "INTERFACE", "MAC", "ADDRESS", "IPV6", "PORT", "NAMESPACE"]
+    assert row.split() == ["-", "blue", "eth0", POD.mac, POD.address, POD.ipv6, POD.port, POD.netns]
 
 
 def test_workers_show_the_three_figures_and_only_counters_that_moved(report) -> None:
@@ -139,6 +139,9 @@ def test_tokens_say_what_is_safe_next(report) -> None:
     assert "5e6f7081: not yet accepted by b1b1b1b1b1b1(node-b); add it" in shown
     use = schema.TokenUse(peer=ID_B, nickname="node-b", sending="22222222", accepted=("11111111", "22222222"))
     after = schema.Tokens(sending="22222222", accepted=("11111111", "22222222"), nodes=(use,))
+    assert "next edit: safe, all nodes have the tokens of this one" in text.rotation(after)
+    behind = msgspec.structs.replace(after, next_edit="wait", waits_for=("b", "c"))
+    assert "next edit: wait for b, c, which have other tokens than this node" in text.rotation(behind)
     assert "11111111: accepted by all, sent by none; safe to send with, or to remove" in text.rotation(after)
 
 

@@ -116,6 +116,7 @@ def reset(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """In a network namespace of its own, which ends with the command."""
     env = {
         **os.environ, "PYTHONPATH": os.pathsep.join(sys.path),
+        "WEAVE_ROUTER_BIN_DIR": str(tmp_path / "bin"), "WEAVE_ROUTER_CONF_DIR": str(tmp_path / "conf"),
         "WEAVE_ROUTER_RUN_DIR": str(tmp_path / "run"), "WEAVE_ROUTER_STATE_DIR": str(tmp_path / "state"),
     }  # fmt: skip
     command = ["unshare", "--net", sys.executable, "-m", "weave_router", "reset", *words]
@@ -151,6 +152,21 @@ def test_forced_it_leaves_the_lock_file_alone_and_can_be_repeated(tmp_path, stat
     assert os.listdir(state) == ["store.lock"]
     again = reset(tmp_path)
     assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_reset_takes_the_plugin_its_list_and_what_a_cluster_left(tmp_path, state) -> None:
+    files = [tmp_path / "bin" / "weave-router-cni", tmp_path / "conf" / "10-weave-router.conflist", state / "token",
+             tmp_path / "conf" / ".10-weave-router.conflist.weave-router-new", state / "kubernetes.json"]
+    kept = tmp_path / "conf" / "20-other.conflist"
+    for path in (*files, kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    done = reset(tmp_path, "--force", "--json")
+    assert [path for path in files if path.exists()] == [] and kept.exists()
+    said = json.loads(done.stdout)
+    assert "give --kubernetes-api" in said["left"], "it was in a cluster, and there is none here"
+    lists = [line for line in said["removed"] if "/conf/" in line or "/bin/" in line]
+    assert lists[0].endswith("10-weave-router.conflist"), "what calls for the plugin goes first"
 
 
 def test_reset_refuses_while_a_router_has_the_store(tmp_path, state) -> None:

@@ -191,6 +191,10 @@ TABLE: dict[Fault, tuple[dict[str, Any], str]] = {
         "cannot write /opt/cni/bin/weave-router-cni: EROFS (Read-only file system); is the folder the runtime's "
         "(--bin-dir, --conf-dir), and writable?",
     ),
+    Fault.INSTALL_REMOVE: (
+        {"path": "/etc/cni/net.d/10-weave-router.conflist", "errno": errno.EROFS},
+        "cannot remove /etc/cni/net.d/10-weave-router.conflist: EROFS (Read-only file system); is its folder writable?",
+    ),
     Fault.RESET_ATTACHED: (
         {"count": "2 pods are", "first": "abc"},
         "2 pods are attached, first abc; detach them first, or force it (`weave-router reset --force`): "

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weave_router import limits
-from weave_router.host import bridge_driver, doctor, doctor_driver, files, files_driver, steering, sysctl_driver
+from weave_router.host import (
+    bridge_driver,
+    conflist,
+    doctor,
+    doctor_driver,
+    files,
+    files_driver,
+    steering,
+    sysctl_driver,
+)
 from weave_router.host.bridge import gso_max_size, link_local_of, random_mac
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.forwarding import ForwardDrop
@@ -274,6 +283,7 @@ def test_a_healthy_host() -> None:
     [
         ({"tun": False}, "/dev/net/tun", "fail", "modprobe tun"),
         ({"capabilities": frozenset()}, "capabilities", "fail", "run as root"),
+        ({"ahead": "/etc/cni/net.d/05-x.conf sorts before ours; remove it"}, "container networks", "fail", "remove it"),
         ({"features": {"uso": False}}, "kernel: uso", "warn", "Linux 6.2 has it"),
         ({"features": {"bpf": None}}, "kernel: bpf", "warn", "run the doctor as root"),
         (
@@ -364,3 +374,19 @@ def test_files_are_installed_once_and_removed(tmp_path: Path, capsys: pytest.Cap
     assert len(files_driver.remove(tmp_path)) == len(files.INSTALLED)
     assert not any(files_driver.is_kept_off(manager, tmp_path) for manager in files.KEEPS_OFF)
     assert files_driver.main([]) == 2
+
+
+# -- the network list -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "ahead"),
+    [
+        ([conflist.NAME, "10-calico.conflist", "05-x.conf", "20-y.conflist"], ["05-x.conf", "10-calico.conflist"]),
+        ([conflist.NAME, "00-x.txt", ".00-x.conf.new", "99-z.json"], []),
+        (["05-x.conf"], []),
+    ],
+    ids=["two before ours", "no network of another", "ours is not there"],
+)  # fmt: skip
+def test_networks_that_a_runtime_takes_instead_of_ours(names: list[str], ahead: list[str]) -> None:
+    assert conflist.ahead(names) == ahead

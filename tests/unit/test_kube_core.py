@@ -10,6 +10,7 @@ from unit.kube_api import LEASES, UNIVERSE, Faults, Router, Sim
 
 from weave_router import limits
 from weave_router.ipam.allocator import Holder
+from weave_router.ipam.arbitrated import ArbitratedBlocks
 from weave_router.ipam.values import Gate
 from weave_router.kube import objects
 from weave_router.kube.core import Answer, World, back_off
@@ -304,3 +305,59 @@ def test_events_that_nobody_takes_are_bounded() -> None:
         router.core.warn("x", f"sentence {number}", "Reason")
     first = router.core.next_event()
     assert first is not None and first[2] == "sentence 5"
+
+
+# -- blocks too many -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("faults", [Faults(), HARSH], ids=["calm", "harsh"])
+def test_idle_blocks_go_back_and_are_claimed_by_others(faults: Faults) -> None:
+    """Three routers whose needs change at random: no block is used twice, and in the end each holds what it needs."""
+    sim = Sim(11, faults)
+    routers = [sim.add(name, appetite=5, idle=5.0) for name in "abc"]
+    for _ in range(15):
+        sim.run(20)
+        sim.each_block_once()
+        router = sim.rng.choice(routers)
+        router.blocks.appetite = sim.rng.randrange(1, 60)
+    for router in routers:
+        router.blocks.appetite = 3
+    for _ in range(20):
+        sim.run(30)
+        sim.each_block_once()
+        if all(len(router.usable()) == 3 for router in routers):
+            break
+    sim.run(30)
+    for router in routers:
+        assert {block for block, holder in sim.api.holders().items() if holder == router.core.holder} == router.usable()
+        assert len(router.usable()) == 3
+    assert sum(holder == "" for holder in sim.api.holders().values()) > 20, "their Leases stay, without a holder"
+    assert not any(router.service.lost for router in routers)
+
+
+def test_a_block_with_an_address_stays_and_one_stays_ahead() -> None:
+    sim, (router,) = settled("a", appetite=4, idle=10.0)
+    number = router.service.allocate(Holder("pod", "eth0"), sim.now)[0]
+    router.blocks.__class__ = ArbitratedBlocks
+    sim.run(60)
+    first = int(objects.IPv4Network(UNIVERSE.range_v4).network_address)
+    home = (number - first) >> 6
+    assert home in router.usable() and len(router.usable()) == 2, "its own block, and one ahead"
+    router.service.release(Holder("pod", "eth0"), sim.now)
+    sim.run(30)
+    assert home in router.usable(), "it rests"
+    assert router.blocks.spare() is None
+
+
+def test_a_block_given_back_is_taken_again_by_a_claim() -> None:
+    sim, (router,) = settled("a", appetite=3, idle=5.0)
+    had = router.usable()
+    router.blocks.appetite = 1
+    sim.run(60)
+    assert len(router.usable()) == 1 and len(router.core.given) == 2
+    given = set(router.core.given)
+    router.blocks.appetite = 1024
+    sim.run(400)
+    assert had <= router.usable() and not router.core.given
+    assert all(router.blocks.known_gen(block) == 1 for block in given)
+    sim.each_block_once()

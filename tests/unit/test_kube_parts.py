@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -19,9 +20,11 @@ from weave_router import limits
 from weave_router.config import load
 from weave_router.errors import BadPacket, UserError
 from weave_router.kube import objects, ranges, start_driver, tokens
-from weave_router.kube.core import Answer
+from weave_router.kube.api_driver import Api
+from weave_router.kube.core import Answer, World
+from weave_router.kube.driver import KubeDriver
 from weave_router.kube.ranges import Cluster
-from weave_router.kube.watch import Watch, WatchEnded
+from weave_router.kube.watch import GOOD_SECONDS, Watch, WatchEnded
 from weave_router.tunnel.token import Token, TokenSet
 
 RANGE = IPv4Network("10.32.0.0/12")
@@ -142,9 +145,25 @@ def test_edits_that_are_no_rotation() -> None:
     assert tokens.judge(f"{NEW}\n", ids(OLD), held).tokens is None
     assert "another domain" in tokens.judge(f"{OTHER}\n", ids(OTHER), held).sentence
     assert "stays unused: line 1" in tokens.judge("nonsense", ids(OLD), held).sentence
+    early = tokens.judge(f"{NEW}\n{OLD}\n", ids(OLD), held)
+    assert early.tokens is None and f"first token {ids(NEW)} is new" in early.sentence
     dropped = tokens.judge(f"{NEW}\n", ids(NEW), TokenSet([OLD, NEW]), {OLD.id})
     assert dropped.tokens is not None and "still sends with" in dropped.sentence
     assert str(OLD) not in dropped.sentence
+
+
+def test_a_swap_waits_for_the_nodes_that_do_not_accept_the_token_yet() -> None:
+    held, swap = TokenSet([OLD, NEW]), f"{NEW}\n{OLD}\n"
+    both = frozenset(held.ids)
+    waiting = tokens.judge(swap, ids(OLD), held, (), {"a": both, "b": frozenset({OLD.id}), "c": frozenset()})
+    assert waiting.tokens is not None and waiting.tokens.ids == held.ids and waiting.token_id == ids(OLD)
+    assert f"swap to token {ids(NEW)} waits: b, c do not accept it yet" in waiting.sentence
+    done = tokens.judge(swap, ids(OLD), held, (), {"a": both, "b": both})
+    assert done.tokens is not None and done.tokens.first == NEW and done.token_id == ids(NEW) and not done.sentence
+    late = tokens.judge(swap, ids(NEW), TokenSet([OLD]), (), {"a": both})  # the others went on without this node
+    assert late.tokens is not None and late.tokens.first == NEW
+    starting = tokens.judge(swap, ids(OLD), None)
+    assert starting.tokens is not None and starting.tokens.ids == held.ids, "it sends with the Lease's, accepts both"
 
 
 def test_no_second_token() -> None:
@@ -271,3 +290,23 @@ def test_what_an_older_version_kept_has_both_families(tmp_path: Path) -> None:
                                 if name != "families"}))
     older = start_driver.on_disk(config)
     assert older is not None and older.families == "46"
+
+
+async def test_a_poke_and_the_end_at_one_moment() -> None:
+    """The end is not lost: a router that is told to stop stops."""
+    core = Sim().add("a").core
+    driver = KubeDriver(core, Api("https://127.0.0.1:1", "/nonexistent"), Random(1), act=lambda work: None, world=World,
+                        changed=lambda: None)
+    calls = asyncio.create_task(driver._call())
+    await asyncio.sleep(0)
+    driver.poke()
+    calls.cancel()
+    await asyncio.wait([calls], timeout=2)
+    assert calls.cancelled()
+
+
+def test_a_good_watch_sets_the_back_off_back() -> None:
+    watch = Watch("nodes", "api/v1/nodes")
+    assert [watch.ended(0.1) for _ in range(4)] == [0, 1, 2, 3]
+    assert watch.ended(GOOD_SECONDS) == 0
+    assert watch.ended(0.1) == 1

@@ -132,6 +132,8 @@ class Attachment(_Struct, frozen=True, kw_only=True):
     ifname: str
     address: str
     """With the prefix length that the pod sees."""
+    pod: str = ""
+    """NAMESPACE/NAME, where the runtime named it."""
     ipv6: str = ""
     mac: str = ""
     netns: str = ""
@@ -263,6 +265,10 @@ class Tokens(_Struct, frozen=True, kw_only=True):
     sending: str = ""
     accepted: tuple[str, ...] = ()
     nodes: tuple[TokenUse, ...] = ()
+    next_edit: Literal["safe", "wait"] = "safe"
+    """Whether every node has what this one has: the last edit has been read everywhere."""
+    waits_for: tuple[str, ...] = ()
+    """Names of the nodes that have not."""
 
 
 class Kubernetes(_Struct, frozen=True, kw_only=True):

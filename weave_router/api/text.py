@@ -299,9 +299,10 @@ def _range_size(text: str) -> int:
 
 def attachments(report: StatusReport, now: float) -> str:
     """Weave's `ps`: container, MAC, addresses."""
-    heads = ("CONTAINER", "INTERFACE", "MAC", "ADDRESS", "IPV6", "PORT", "NAMESPACE")
+    heads = ("POD", "CONTAINER", "INTERFACE", "MAC", "ADDRESS", "IPV6", "PORT", "NAMESPACE")
     rows = [
-        (a.container_id or "-", a.ifname, a.mac or "-", a.address, a.ipv6 or "-", a.port or "-", a.netns or "-")
+        (a.pod or "-", a.container_id or "-", a.ifname, a.mac or "-", a.address, a.ipv6 or "-", a.port or "-",
+         a.netns or "-")
         for a in report.ipam.attachments
     ]
     return table(heads, rows) if rows else "no attachments"
@@ -348,6 +349,8 @@ def rotation(state: schema.Tokens) -> str:
     if rows:
         lines += ["", table(("NODE", "SENDS", "ACCEPTS"), rows), ""]
     lines += [_token_advice(state, token) for token in state.accepted]
+    lines += [f"next edit: wait for {_some(state.waits_for)}, which have other tokens than this node"
+              if state.next_edit == "wait" else "next edit: safe, all nodes have the tokens of this one"]
     return "\n".join(lines)
 
 

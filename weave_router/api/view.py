@@ -16,7 +16,7 @@ from weave_router.cni.attachments import Attachments
 from weave_router.config import LaunchConfig
 from weave_router.errors import UserError
 from weave_router.fastpath import engine as fastpath
-from weave_router.host import forwarding, kernel_driver
+from weave_router.host import forwarding, install_driver, kernel_driver
 from weave_router.ipam.number import Universe
 from weave_router.mesh.core import Mesh
 from weave_router.mesh.events import LinkStatus, MeshStatus, TargetStatus
@@ -64,6 +64,8 @@ class Parts:
     """None: addresses are given by hand."""
     kube: "Room | None" = None
     """None: outside Kubernetes."""
+    refusal: Callable[[], str] = str
+    """Why no pod is let in any more."""
 
 
 def endpoint_text(endpoint: Endpoint | None) -> str:
@@ -125,7 +127,7 @@ class View:
             incarnation=parts.incarnation, started_at=parts.started_at, uptime=time.time() - parts.started_at,
             host=config.host, port=config.port, encryption=schema.PLAINTEXT if config.plaintext else ciphers,
             discovery=not config.no_discovery, trusted_subnets=config.trusted_subnets, pod_mtu=parts.pod_mtu,
-            status=parts.firewall().unready or "ready",
+            status="uninstalling" if parts.refusal() else parts.firewall().unready or "ready",
             bridge=config.bridge, domain=parts.tokens.domain.hex(), refused=tuple(sorted(config.refuse)),
         )
 
@@ -236,7 +238,7 @@ class View:
         ipv6 = f"{self._parts.universe.ipv6_of(number)}/96" if self._parts.config.families > 1 else ""
         return schema.Attachment(
             container_id=held.container, ifname=held.ifname, address=f"{IPv4Address(number)}/{held.prefix_len}",
-            ipv6=ipv6, mac=held.mac.hex(":"),
+            ipv6=ipv6, mac=held.mac.hex(":"), pod=held.pod,
             netns=f"inode {held.netns_inode}", port=held.host_ifname,
         )
 
@@ -268,7 +270,7 @@ class View:
         ready = core.nodes_synced and core.leases_synced
         return schema.Kubernetes(
             status="ready" if ready else "waiting", node=core.settings.node, namespace=core.settings.namespace,
-            nodes=len(core.nodes), targets=tuple(core.targets()), own_blocks=len(core.blocks.owned()),
+            nodes=len(core.nodes), targets=tuple(core.targets()), own_blocks=len(set(core.blocks.owned()) - core.given),
             blocks=sum(bool(lease.holder) for lease in core.leases.values()),
             token=core.universe.token_id if core.universe else "", troubles=tuple(core.troubles.values()),
             counters=dict(core.counts))
@@ -323,7 +325,11 @@ class View:
 
     def tokens(self) -> schema.Tokens:
         tokens = self._parts.tokens
+        ids = [token.id for token in tokens]
+        behind = tuple(signed.record.shown_name for signed in self._parts.mesh.table
+                       if signed.record.token_sent != ids[0] or sorted(signed.record.tokens_accepted) != sorted(ids))
         return schema.Tokens(
+            next_edit="wait" if behind else "safe", waits_for=behind,
             sending=f"{tokens.first.id:08x}", accepted=tuple(f"{token.id:08x}" for token in tokens),
             nodes=tuple(
                 schema.TokenUse(peer=signed.node_id.hex(), nickname=signed.record.shown_name,
@@ -340,6 +346,10 @@ class View:
             found += self._parts.kube.core.troubles.values()
         if self._parts.config.plaintext:
             found.append("--plaintext: the payload of pods is not encrypted")
+        if self._parts.config.install_cni:
+            found += filter(None, [install_driver.ahead(install_driver.STANDARD_NETWORKS)])
+        if self._parts.refusal():
+            found.append(self._parts.refusal())
         if mesh.clone is not None:
             found.append("another running node has this node's identity (a copied state directory): stop one "
                          "of the two and remove its state directory")

@@ -31,14 +31,15 @@ _PEERS_TRIED: Final = 32
 @click.command(short_help="Check this machine and the way to its peers.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @flag("--bridge", default="weave", show_default=True, metavar="BRIDGE", help="The router's bridge, if it has another.")
+@flag("--conf-dir", default="/etc/cni/net.d", show_default=True, metavar="DIR", help="Where runtimes read networks.")
 @flag("--token-file", default="", metavar="FILE", help="The cluster's token: peers then have to prove it.")
 @flag("--state-dir", default=STATE_DIR_DEFAULT, show_default=True, metavar="DIR",
       help="Where the router keeps this node's identity: peers answer it by UDP.")
 @run_dir_flag
 @json_flag
 @click.pass_context
-def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, token_file: str, state_dir: str, run_dir: str,
-           as_json: bool) -> None:
+def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, conf_dir: str, token_file: str, state_dir: str,
+           run_dir: str, as_json: bool) -> None:
     """Check this machine, and whether every TARGET (else every known peer) can be reached.
 
     Exit status 1 when a check fails; a warning is no failure.
@@ -56,7 +57,7 @@ def doctor(ctx: click.Context, targets: tuple[str, ...], bridge: str, token_file
     tokens = load_tokens(token_file) if token_file else None
     wanted = [_endpoint(target) for target in targets]
     report, router_check = _ask(run_dir)
-    found = [router_check, *rules.checks(doctor_driver.facts((bridge, tap_name(bridge))))]
+    found = [router_check, *rules.checks(doctor_driver.facts((bridge, tap_name(bridge)), networks=Path(conf_dir)))]
     with probe_driver.caller(Path(os.path.abspath(state_dir))) as who:
         found += _reachable(wanted or _known(report), report, tokens, who)
     found += _of_router(report)

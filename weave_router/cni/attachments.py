@@ -68,6 +68,7 @@ class Wish:
     routes: tuple[PodRoute, ...] = ()
     more: tuple[IPv4Interface, ...] = ()
     """Empty and 0: as it follows from the address, as all pods of the node, and only the default one."""
+    pod: str = ""
 
 
 class Attachments:
@@ -193,7 +194,7 @@ class Attachments:
             plan = self._plan(wish.container, wish.ifname, address, wish.mac, wish.mtu, wish.routes, numbers[1:])
             attachment = Attachment(wish.container, wish.ifname, tuple(numbers), address.network.prefixlen,
                                     wish.netns_inode, self._settings.boot_id, plan.port, _mac_bytes(plan.mac),
-                                    wish.network)
+                                    wish.network, wish.pod)
         except BaseException:
             await asyncio.shield(self._addresses.give_back(Holder(*key), but=before))
             raise

@@ -36,11 +36,11 @@ class Journal(Protocol):
 
 class CniService:
     """``inode_of`` reads a descriptor's inode, ``number_of`` the host number of an address (None: outside);
-    ``unready`` says why pods would not get what they need here, empty when nothing is amiss."""
+    ``unready`` says why pods would not get what they need here, ``refusal`` why none is let in any more; empty: not."""
 
     def __init__(self, settings: PodSettings, attachments: Attachments, host: Host, journal: Journal,
                  inode_of: Callable[[int], int], number_of: Callable[[Any], int | None],
-                 unready: Callable[[], str] = str) -> None:
+                 unready: Callable[[], str] = str, refusal: Callable[[], str] = str) -> None:
         self._settings = settings
         self._attachments = attachments
         self._host = host
@@ -48,6 +48,7 @@ class CniService:
         self._inode_of = inode_of
         self._number_of = number_of
         self._unready = unready
+        self._refusal = refusal
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._owners: dict[Key, Handover] = {}
         """Whose ADD a pod is: a request that hangs up undoes its own work only."""
@@ -67,9 +68,8 @@ class CniService:
     def _probe(self, kind: Any) -> dict[str, Any]:
         if kind == "ready" and self._settings.bridge_address is None:
             return {"error": "the node has no overlay address yet"}
-        if kind == "ready" and self._unready():
-            return {"error": self._unready()}
-        return DONE
+        why = kind == "ready" and (self._refusal() or self._unready())
+        return {"error": why} if why else DONE
 
     async def _carry_out(self, wanted: verbs.Request, request: Handover) -> dict[str, Any]:
         match wanted.verb:
@@ -91,6 +91,8 @@ class CniService:
         inode = self._inode(request)
         if self._settings.bridge_address is None:
             raise CniError(Code.TRY_LATER, "this node has no overlay address yet: see `weave-router status ipam`")
+        if self._refusal() and self._attachments.get(*wanted.key) is None:
+            raise CniError(Code.TRY_LATER, self._refusal())
         addresses = verbs.wanted_addresses(wanted, self._settings.universe_v4, self._number_of)
         self._check_wishes(wanted)
         await self._settle(wanted)
@@ -98,7 +100,8 @@ class CniService:
         async with lock:
             await self._make_room(wanted, inode, addresses, request)
             wish = Wish(wanted.container, wanted.ifname, addresses[0] if addresses else None, inode, request.netlink,
-                        request.netns, wanted.network, wanted.mac, wanted.mtu, wanted.routes, addresses[1:])
+                        request.netns, wanted.network, wanted.mac, wanted.mtu, wanted.routes, addresses[1:],
+                        pod=wanted.pod)
             known = self._attachments.get(*wanted.key) is not None
             held = await self._attachments.attach(wish)
             self._own(wanted.key, request, known)

@@ -6,6 +6,7 @@ request comes from outside: bounded, typed, duplicates refused. Knows no attachm
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, ip_interface
 from typing import Annotated, Any, Final, Literal
@@ -22,6 +23,7 @@ from weave_router.ipam.allocator import AddressTakenError, ExhaustedError, NotNo
 from weave_router.limits import CNI_CONTAINER_ID_MAX, CNI_GC_MAX, CNI_NESTING_MAX, POD_ADDRESSES_MAX
 
 VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+_POD_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,62})/[a-z0-9]([-a-z0-9.]{0,252})", re.ASCII)
 _SINCE: Final = {"ADD": "0.3.0", "DEL": "0.3.0", "CHECK": "0.4.0", "GC": "1.1.0"}
 Verb = Literal["ADD", "DEL", "CHECK", "GC"]
 Key = tuple[str, str]
@@ -52,6 +54,8 @@ class Request:
     mac: str = ""
     mtu: int = 0
     routes: tuple[PodRoute, ...] = ()
+    pod: str = ""
+    """NAMESPACE/NAME in Kubernetes."""
     dns: dict[str, Any] | None = None
     previous: dict[str, Any] | None = None
     valid: frozenset[Key] = frozenset()
@@ -188,7 +192,14 @@ def _pod_request(relayed: _Relayed, config: _Config) -> Request:
         mac=wishes.mac_of(runtime.mac or named.mac or arguments.get("MAC", "")),
         mtu=config.mtu or 0,
         routes=wishes.routes_of((config.routes or ()) + (ipam.routes or ())),
+        pod=_pod_name(arguments),
     )
+
+
+def _pod_name(arguments: Mapping[str, str]) -> str:
+    """For people alone, so what is no name is left out."""
+    namespace, name = arguments.get("K8S_POD_NAMESPACE", ""), arguments.get("K8S_POD_NAME", "")
+    return f"{namespace}/{name}" if _POD_NAME.fullmatch(f"{namespace}/{name}") else ""
 
 
 def _ipam(config: _Config) -> wishes.Ipam:
@@ -250,7 +261,7 @@ def _check_nesting(value: Any, depth: int = 0) -> None:
 
 
 def _arguments(text: str) -> dict[str, str]:
-    """CNI_ARGS; keys of others (K8S_POD_NAME, IgnoreUnknown) are left alone."""
+    """CNI_ARGS; keys of others (IgnoreUnknown) are left alone."""
     found = {}
     for pair in filter(None, text.split(";")):
         name, equals, value = pair.partition("=")

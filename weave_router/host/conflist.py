@@ -4,13 +4,16 @@ Called by the ``install-cni`` command.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 NAME: Final = "10-weave-router.conflist"
 BASE_VERSION: Final = "1.0.0"
 NEWER_VERSION: Final = "1.1.0"
 TYPE: Final = "weave-router-cni"
+
+_READ: Final = (".conf", ".conflist", ".json")
+"""Extensions of files that runtimes take for networks."""
 
 CHAINED: Final[dict[str, dict[str, Any]]] = {
     "portmap": {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
@@ -19,6 +22,17 @@ CHAINED: Final[dict[str, dict[str, Any]]] = {
     "firewall": {"type": "firewall"},
 }
 """Plugins that can stand behind ours, with what each is told."""
+
+
+def ahead(names: Iterable[str]) -> list[str]:
+    """Networks of others that a runtime takes instead of ours, where ours is among them: it takes the first."""
+    found = sorted(name for name in names if name.endswith(_READ))
+    return found[: found.index(NAME)] if NAME in found else []
+
+
+def ahead_sentence(folder: str, names: Sequence[str]) -> str:
+    return (f"{folder}/{names[0]} sorts before {NAME}: the runtime gives pods that network; remove it and what else "
+            "is left of the other network")
 
 
 def conflist(

@@ -77,6 +77,8 @@ class Facts:
     managers: tuple[NetworkManager, ...] = ()
     neighbours: int | None = None
     """Most entries of the machine's tables of neighbours; None: not to be seen from this namespace."""
+    ahead: str = ""
+    """A sentence about networks that container runtimes take instead of ours."""
 
 
 # Feature -> (what it gives, since which kernel, what is lost without).
@@ -107,6 +109,7 @@ def checks(facts: Facts) -> list[Check]:
         _underlay(facts),
         *_managers(facts),
         *_neighbours(facts),
+        _networks(facts),
     ]
 
 
@@ -205,6 +208,13 @@ def _managers(facts: Facts) -> list[Check]:
             text = f"{manager.name} runs and is not told to leave our links alone"
             found.append(Check("network managers", Verdict.WARN, text, "run `make install`, which installs the file"))
     return found or [Check("network managers", Verdict.OK, "none interferes")]
+
+
+def _networks(facts: Facts) -> Check:
+    if facts.ahead:
+        text, _, way_out = facts.ahead.partition("; ")
+        return Check("container networks", Verdict.FAIL, text, way_out)
+    return Check("container networks", Verdict.OK, "none stands before ours")
 
 
 _FIREWALLS: Final = "allow {protocol} {port} both ways in every firewall between the hosts"

@@ -23,6 +23,7 @@ from weave_router.host import (
     firewalld_driver,
     forwarding,
     forwarding_driver,
+    install_driver,
     sysctl_driver,
     tap_driver,
     udp_driver,
@@ -37,8 +38,9 @@ _PROBE_TAP: Final = "wr-probe"
 _PROBE_BRIDGE: Final = "wr-probe-br"
 
 
-def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset()) -> doctor.Facts:
-    """``own_links``: the bridge's name first."""
+def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset(),
+          networks: Path = install_driver.STANDARD_NETWORKS) -> doctor.Facts:
+    """``own_links``: the bridge's name first. ``networks``: where runtimes look for them."""
     bridge = own_links[0] if own_links else "weave"
     nft_error, drops = _forward_drops(bridge)
     return doctor.Facts(
@@ -57,6 +59,7 @@ def facts(own_links: tuple[str, ...] = (), refuse: frozenset[str] = frozenset())
             for name in files.KEEPS_OFF
         ),
         neighbours=_neighbours(),
+        ahead=install_driver.ahead(networks),
     )
 
 

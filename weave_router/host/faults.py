@@ -117,6 +117,8 @@ class Fault(Enum):
     INSTALL_INCOMPLETE = "{path} is missing: this package was not built whole; install it again (`make install`)"
     INSTALL_WRITE = "cannot write {path}: {errno}; is the folder the runtime's (--bin-dir, --conf-dir), and writable?"
 
+    INSTALL_REMOVE = "cannot remove {path}: {errno}; is its folder writable?"
+
     RESET_ATTACHED = (
         "{count} attached, first {first}; detach them first, or force it (`weave-router reset --force`): "
         "they lose their network at once"

@@ -57,6 +57,40 @@ def install(folders: Folders, network: str, chain: Sequence[str]) -> list[str]:
     return written
 
 
+def remove(folders: Folders) -> list[str]:
+    """Paths that were removed. The list first: without the executable it would fail every verb."""
+    removed = []
+    for path in (folders.networks / conflist.NAME, folders.executables / EXECUTABLE):
+        for each in (path, _temporary(path)):
+            try:
+                each.unlink()
+                _sync(each.parent)
+                removed.append(str(each))
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError as error:
+                raise HostError(Fault.INSTALL_REMOVE, path=each, errno=error.errno or 0) from error
+    return removed
+
+
+def ahead(folder: Path) -> str:
+    """A sentence about networks of others that runtimes take instead of ours; empty where there is none."""
+    try:
+        found = conflist.ahead(os.listdir(folder))
+    except OSError:
+        return ""
+    return conflist.ahead_sentence(str(folder), found) if found else ""
+
+
+def standard(run_dir: Path, state_dir: Path) -> Folders:
+    return Folders(STANDARD_EXECUTABLES, STANDARD_NETWORKS, run_dir, state_dir)
+
+
+def _temporary(path: Path) -> Path:
+    """No runtime knows its extension."""
+    return path.with_name(f".{path.name}.weave-router-new")
+
+
 def our_executable() -> Path:
     """The one that came with this package."""
     path = Path(weave_router.__file__).parent / "_bin" / EXECUTABLE
@@ -66,13 +100,12 @@ def our_executable() -> Path:
 
 
 def write(path: Path, data: bytes, mode: int) -> bool:
-    """On disk under ``path`` when this returns. False: it was so already. The temporary name has no extension that a
-    runtime knows."""
+    """On disk under ``path`` when this returns. False: it was so already."""
     try:
         if path.is_file() and path.stat().st_mode & 0o777 == mode and path.read_bytes() == data:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.weave-router-new")
+        temporary = _temporary(path)
         with open(temporary, "wb") as file:
             file.write(data)
             os.fchmod(file.fileno(), mode)
@@ -87,7 +120,7 @@ def write(path: Path, data: bytes, mode: int) -> bool:
 
 async def follow(run_dir: Path, state_dir: Path) -> None:
     """At the standard places, until cancelled. The list stays: without it a runtime could stop no pod."""
-    folders = Folders(STANDARD_EXECUTABLES, STANDARD_NETWORKS, run_dir, state_dir)
+    folders = standard(run_dir, state_dir)
     while True:
         for path in await asyncio.to_thread(install, folders, STANDARD_NETWORK, STANDARD_CHAIN):
             _log.info("installed", extra={"path": path})

@@ -17,7 +17,9 @@ from weave_router.host.netlink_driver import Link, Netlink, explain, links, open
 from weave_router.host.nft_driver import Nft
 from weave_router.host.reset import Found, Kind, Step, steps
 
-_RUN_FILES = ("api.sock", "attach.sock", "alive", "alive.new", "tap-*.lock")
+LEFT_OF_A_ROUTER = ("api.sock", "alive", "alive.new", "store-seen", "store-seen.new")
+"""Files of the run dir that nobody needs once a router ended."""
+_RUN_FILES = (*LEFT_OF_A_ROUTER, "attach.sock", "standby.sock", "tap-*.lock")
 
 
 def reset(bridge: str, run_dir: Path, attachments: Sequence[str] = (), *, force: bool = False) -> list[Step]:
@@ -27,7 +29,7 @@ def reset(bridge: str, run_dir: Path, attachments: Sequence[str] = (), *, force:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = lock_driver.take(run_dir, tap_name(bridge))
     try:
-        return _reset(bridge, files, attachments, force=force)
+        return reset_held(bridge, files, attachments, force=force)
     finally:
         for path in _run_files(run_dir):
             if path not in files:  # the lock of this very call
@@ -37,7 +39,9 @@ def reset(bridge: str, run_dir: Path, attachments: Sequence[str] = (), *, force:
             run_dir.rmdir()
 
 
-def _reset(bridge: str, files: Sequence[Path], attachments: Sequence[str], *, force: bool) -> list[Step]:
+def reset_held(bridge: str, files: Sequence[Path] = (), attachments: Sequence[str] = (), *,
+               force: bool = False) -> list[Step]:
+    """Likewise, of the links, the rules and these files, for who holds the TAP's lock already."""
     ipr, nft = open_netlink(), Nft()
     try:
         plan = steps(_find(ipr, nft, bridge, files), attachments, force=force)

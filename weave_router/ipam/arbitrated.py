@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from weave_router import limits
 
 from . import founding
-from .donation import owned
+from .donation import idle, owned
 from .service import Service
 from .values import Block, FrozenMap, Grant, Withdraw
 
@@ -53,6 +53,18 @@ class ArbitratedBlocks:
         service = self._service
         size = 1 << (32 - founding.block_prefix(service.settings.range_v4))
         return not service.gifts and service.allocator.free_count() < max(size, limits.PREFETCH_FREE)
+
+    def spare(self) -> Block | None:
+        """A block of which no address is in use or rests, and that is not missed: one whole block stays ahead."""
+        service = self._service
+        size = 1 << (32 - founding.block_prefix(service.settings.range_v4))
+        if service.gifts or service.allocator.free_count() - size < max(size, limits.PREFETCH_FREE):
+            return None
+        return next((block for block in reversed(self._idle()) if service.allocator.has_block(block)), None)
+
+    def _idle(self) -> list[Block]:
+        state, allocator = self._service.state, self._service.allocator
+        return [block for block in idle(state) if block not in state.contested and allocator.state_of(block) == "idle"]
 
     def may_grow(self, growing: bool) -> None:
         """Whether who finds no address may wait for a block."""

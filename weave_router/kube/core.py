@@ -10,7 +10,7 @@ been carried out: the object is read again before anything follows from it. Call
     my UID, my identity         older or nothing              use it
     my identity, another UID    -                             write my UID (the Node object was made anew)
     my UID, another identity    -                             take it over (the machine was set up anew)
-    nobody, or no Lease         register says mine            take it again, one generation on
+    nobody, or no Lease         register says mine            take it again, one generation on; not if given back
     somebody else               register says mine            lost: nothing new from it, its pods' ports down
 """
 
@@ -36,6 +36,8 @@ FENCE_JITTER: Final = 60.0
 BACKOFF_FIRST: Final = 1.0
 BACKOFF_MOST: Final = 8.0
 """An API server that is back is noticed within it; a thousand nodes then come at 200 a second."""
+IDLE_SECONDS: Final = 600.0
+"""Before a block that nobody lives in goes back: pods come and go, and a claim is a write."""
 FULL_AGAIN_SECONDS: Final = 30.0
 """From a claim that found no free block to the next."""
 
@@ -49,6 +51,7 @@ class Blocks(Protocol):
     def has(self, block: int) -> bool: ...
     def inhabited(self, block: int) -> bool: ...
     def wants_block(self) -> bool: ...
+    def spare(self) -> int | None: ...
     def disputed(self) -> Collection[int]: ...
     def owned(self) -> Collection[int]: ...
     def may_grow(self, growing: bool) -> None: ...
@@ -85,6 +88,8 @@ class World:
 
     reachable: frozenset[bytes] = frozenset()
     sent: frozenset[int] = frozenset()
+    accepted: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Token ids that each reachable node accepts, by its name."""
     names: Mapping[bytes, str] = field(default_factory=dict)
     """Of all nodes the mesh has records of."""
     serving: bool = False
@@ -98,6 +103,9 @@ class Settings:
     range_v4: IPv4Network
     fence: float = FENCE_SECONDS
     jitter: float = FENCE_JITTER
+    idle: float = IDLE_SECONDS
+    leaving: bool = False
+    """Claims nothing any more."""
 
 
 def back_off(failures: int, rng: Random) -> float:
@@ -144,6 +152,10 @@ class Kube:
         self._claim_at = 0.0
         self._avoid: set[int] = set()
         """Blocks another node was faster with, until the watch shows it."""
+        self.given: set[int] = set()
+        """Blocks given back: not used, whatever the register says, until they are claimed again. A restart forgets
+        them, and takes again what nobody has claimed meanwhile."""
+        self._spare_since: float | None = None
         self._patched = ""
         self._secret: str | None = None
         self._secret_seen = False
@@ -260,7 +272,9 @@ class Kube:
         """The table at the head of this file."""
         lease, own = self.leases.get(block), self.own
         known = self.blocks.known_gen(block)
-        if lease is not None and lease.foreign:
+        if block in self.given:
+            self._settle_given(block, lease)
+        elif lease is not None and lease.foreign:
             self._lose(block, "its Lease was edited", now)
         elif lease is not None and lease.holder and own is not None and lease.holder == self.holder:
             if block in self.blocks.disputed() and lease.gen <= known:
@@ -281,6 +295,10 @@ class Kube:
                 self._lose(block, "its Lease has no holder and this Node is gone", now)
         else:
             self._lose(block, f"it belongs to node {lease.node or lease.node_uid}", now)
+
+    def _settle_given(self, block: int, lease: Lease | None) -> None:
+        if lease is not None and lease.holder and lease.holder == self.holder:
+            self._give(lease)  # it was not carried out
 
     def _lose(self, block: int, why: str, now: float) -> None:
         if not self.blocks.inhabited(block):
@@ -315,6 +333,9 @@ class Kube:
 
     def _claim(self, now: float) -> None:
         """One more block, if this node is about to run out of them: drawn among those without a holder."""
+        if self.settings.leaving:
+            self.blocks.may_grow(False)
+            return
         wanted = self.blocks.wants_block() and self.leases_synced and bool(self.holder)
         busy = any(call.purpose in ("claim", "look", "keep") for call in self._all_calls())
         self.blocks.may_grow(busy or (self.leases_synced and bool(self.holder) and self._claim_at <= now))
@@ -328,6 +349,7 @@ class Kube:
             return
         self._trouble("range", "", "")
         lease = self.leases.get(block)
+        self.given.discard(block)
         self._write(block, max(self.blocks.known_gen(block), lease.gen if lease else -1) + 1, "claim")
 
     def _draw(self) -> int | None:
@@ -342,7 +364,32 @@ class Kube:
     def _is_free(self, block: int) -> bool:
         lease = self.leases.get(block)
         empty = lease is None or not (lease.holder or lease.foreign)
-        return empty and block not in self._avoid and not self.blocks.has(block)
+        return empty and block not in self._avoid and (block in self.given or not self.blocks.has(block))
+
+    # -- a block too many ----------------------------------------------------------------------------------------------
+
+    def _give_back(self, now: float) -> None:
+        """One block at a time, out of use here before the API server hears of it."""
+        spare = self.blocks.spare() if self.leases_synced and self.holder else None
+        if spare is None:
+            self._spare_since = None
+            return
+        if self._spare_since is None:
+            self._spare_since = now
+        lease = self.leases.get(spare)
+        busy = any(call.purpose in ("claim", "look", "keep", "give") for call in self._all_calls())
+        if busy or now - self._spare_since < self.settings.idle or lease is None or lease.holder != self.holder:
+            return
+        self.blocks.withdraw([spare], now)
+        self.given.add(spare)
+        self._give(lease)
+
+    def _give(self, lease: Lease) -> None:
+        if any(call.block == lease.block for call in self._all_calls()):
+            return
+        body = objects.lease_body(lease.block, self.settings.range_v4, "", lease.gen, "", uid=lease.uid,
+                                  version=lease.version)
+        self._calls.append(Call("PUT", f"{self._leases}/{lease.name}", "give", lease.block, body))
 
     # -- machines that are gone ----------------------------------------------------------------------------------------
 
@@ -439,7 +486,8 @@ class Kube:
     def _judge(self) -> None:
         if not self._secret_seen or self.universe is None or self.held is None:
             return
-        verdict = tokens.judge(self._secret, self.universe.token_id, self.held, self._world.sent)
+        verdict = tokens.judge(self._secret, self.universe.token_id, self.held, self._world.sent,
+                               self._world.accepted)
         self._trouble("token", verdict.sentence, "TokenSecret")
         if verdict.create:
             if not any(call.purpose == "secret" for call in self._all_calls()):
@@ -489,6 +537,8 @@ class Kube:
         self._fence(now)
         self._bury(now)
         self._claim(now)
+        self._give_back(now)
+        self._judge()
         if self.own is not None and world.serving and not self.own.available and self._patched != self.own.version:
             self._patched = self.own.version
             self._calls.append(Call("PATCH", f"api/v1/nodes/{self.settings.node}/status", "condition",
@@ -533,7 +583,7 @@ class Kube:
                 self._reread(call, answer, now)
             case "universe":
                 self._universe_done(answer, now)
-            case "claim" | "keep" | "free" | "look":
+            case "claim" | "keep" | "free" | "give" | "look":
                 lease = self._lease_of(answer)
                 if lease is None or lease.block != call.block:
                     self._failed(call, Answer(0, detail="the answer is no Lease"), now)
@@ -556,7 +606,7 @@ class Kube:
         self._count(f"conflicts {call.purpose}")
         if call.purpose in ("claim", "look"):
             self._avoid.add(call.block)
-        elif call.purpose == "keep":
+        elif call.purpose in ("keep", "give"):
             self._look(call.block)
 
     def _failed(self, call: Call, answer: Answer, now: float) -> None:
@@ -567,7 +617,7 @@ class Kube:
         what = answer.detail or f"it answered {answer.status}"
         wait = "; forbidden: compare the Role with docs/kubernetes.md" if answer.status == 403 else ""
         self._trouble("api", f"the API server did not carry out {call.method} {call.path}: {what}{wait}", "ApiServer")
-        if call.purpose in ("claim", "keep", "free") and answer.status in (0, 500, 502, 503, 504):
+        if call.purpose in ("claim", "keep", "free", "give") and answer.status in (0, 500, 502, 503, 504):
             self._look(call.block)
         elif call.purpose == "claim":
             self._claim_at = self._not_before

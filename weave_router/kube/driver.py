@@ -81,9 +81,9 @@ class KubeDriver:
     # -- watches -------------------------------------------------------------------------------------------------------
 
     async def _follow(self, watch: Watch, listed: Callable[[list[Any]], None], seen: Callable[..., None]) -> None:
-        failures = 0
         found: list[Any] = []
         while True:
+            began = time.monotonic()
             try:
                 if not watch.version:
                     if watch.first_page:
@@ -91,15 +91,15 @@ class KubeDriver:
                     await self._page(watch, listed, found)
                 else:
                     await self._lines(watch, seen)
-                failures = 0
+                watch.failures = 0
             except WatchEnded as ended:
                 sentence = f"the watch of {watch.kind} is broken: {ended}"
                 if ended.status == 403:
                     sentence += "; forbidden: compare the Role with docs/kubernetes.md"
                 _log.warning("watch", extra={"kind": watch.kind, "error": str(ended)})
                 self.core.unsynced(watch.kind, sentence)
+                failures = watch.ended(time.monotonic() - began)
                 await asyncio.sleep(max(ended.after, back_off(failures, self._rng)))
-                failures += 1
 
     async def _page(self, watch: Watch, listed: Callable[[list[Any]], None], found: list[Any]) -> None:
         answer = await self._api.request(watch.request(self._rng))
@@ -177,8 +177,9 @@ class KubeDriver:
         while True:
             call = self._act(self.core.next_call)
             if call is None:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._poke.wait(), TICK_SECONDS)
+                with contextlib.suppress(TimeoutError):  # not wait_for: until 3.12 it may swallow a cancellation
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._poke.wait()
                 self._poke.clear()
                 continue
             answer = await self._api.request(call)

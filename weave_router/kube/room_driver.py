@@ -73,7 +73,8 @@ class Room:
         """The core; a node without a block waits for its first."""
         config, debug = self.config, self.config.debug_timers
         settings = kube.Settings(config.node_name, config.namespace, config.range_v4,
-                                 debug.get("fence", kube.FENCE_SECONDS), debug.get("fence_jitter", kube.FENCE_JITTER))
+                                 debug.get("fence", kube.FENCE_SECONDS), debug.get("fence_jitter", kube.FENCE_JITTER),
+                                 debug.get("idle", kube.IDLE_SECONDS), leaving=config.uninstall)
         held = None if config.token_file else self.start.tokens
         self.core = kube.Kube(settings, self._node_id, ArbitratedBlocks(service), self._rng,
                               universe=self.start.universe, held=held)
@@ -104,9 +105,11 @@ class Room:
     def _world(self) -> kube.World:
         mesh = self._mesh.mesh
         reachable = mesh.status().reachable
-        sent = frozenset(signed.record.token_sent for signed in mesh.table if signed.node_id in reachable)
+        heard = [signed.record for signed in mesh.table if signed.node_id in reachable]
+        sent = frozenset(record.token_sent for record in heard)
+        accepted = {record.name: frozenset(record.tokens_accepted) for record in heard}
         names = {signed.node_id: signed.record.name for signed in mesh.table}
-        return kube.World(reachable, sent, names, self._ipam.service.refusal() is None, utc())
+        return kube.World(reachable, sent, accepted, names, self._ipam.service.refusal() is None, utc())
 
     def _changed(self) -> None:
         """Nodes became targets, an edit of the Secret tokens, and pods of lost blocks are cut off."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,8 @@ from .core import Answer, Call
 
 GONE = 410
 TOO_LARGE = 413
+GOOD_SECONDS: Final = 30.0
+"""A watch that lasted so long was a good one: what broke it is no repetition of what broke the one before."""
 
 
 class WatchEnded(Exception):
@@ -42,6 +45,14 @@ class Watch:
     """Empty: to be listed."""
     limit: int = limits.KUBE_PAGE
     _continue: str = ""
+    failures: int = 0
+    """In a row."""
+
+    def ended(self, lasted: float) -> int:
+        """How often it failed before this time, which ``lasted`` seconds: for the back-off."""
+        before = 0 if lasted >= GOOD_SECONDS else self.failures
+        self.failures = before + 1
+        return before
 
     def request(self, rng: Random) -> Call:
         if self.version:
