@@ -410,6 +410,7 @@ def test_token_rotation_loses_nothing(cluster: Cluster) -> None:
             router.write_token(*lines)
             router.signal(signal.SIGHUP)
         for router in cluster.routers:
+            wait_for("the next edit is safe", lambda router=router: page(router).tokens.next_edit == "safe")
             wait_for("all know", lambda router=router, wanted=wanted: token_uses(router, cluster) == {wanted})
     for router in cluster.routers:
         wait_links(router, *{one.name for one in cluster.routers} - {router.name})

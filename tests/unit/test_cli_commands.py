@@ -325,8 +325,11 @@ TOKEN_MISSING = (
 NOBODY = "no router answers on {run_dir}/api.sock; start one by `weave-router launch`, or name its --run-dir"
 SENTENCES = [
     ([], 2, "no command given; see `weave-router --help`"),
-    (["lunch"], 2, "No such command 'lunch'; see `weave-router --help`"),
-    (["rmpeer"], 2, "No such command 'rmpeer'; see `weave-router --help`"),
+    (["lunch"], 2, "there is no command lunch; did you mean launch?"),
+    (["xyzzy"], 2, "No such command 'xyzzy'; see `weave-router --help`"),
+    (["ps"], 2, "there is no command ps; what does it here: `weave-router status attachments`"),
+    (["rmpeer"], 2, "there is no command rmpeer; what does it here: nothing yet: addresses of a machine that is gone "
+     "stay its own"),
     (["token"], 2, "Missing command; see `weave-router token --help`"),
     (["launch"], 2, TOKEN_MISSING),
     (["launch", "--plaintext"], 2, TOKEN_MISSING),

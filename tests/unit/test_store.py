@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -521,6 +522,35 @@ def test_migration_forward_and_an_older_program_afterwards(tmp_path: Path, monke
         assert contents(store) == before
         store.attachment_put(POD)
     assert version_of(tmp_path) == 1000 + len(newer)
+
+
+BEFORE_POD_NAMES = (
+    "INSERT INTO attachment (container, ifname, prefix_len, netns_inode, boot_id, host_ifname, mac, network)"
+    " VALUES ('c9', 'eth0', 12, 7, 'b', 'v', x'0a580a200007', 'weave')"
+)
+"""What the program of step 3 wrote for a pod."""
+
+
+def test_a_step_that_was_released_in_both_directions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pods got names with step 4: a file of step 3 is read by this program, a file of this program by that one."""
+    newer = store_file.MIGRATIONS
+    with monkeypatch.context() as as_before:
+        as_before.setattr(store_file, "MIGRATIONS", newer[:3])
+        connection = store_file.open_to_write(tmp_path / "store.db", lambda made: Store(
+            tmp_path, BOOT, os.urandom)._first_content(made))
+        connection.execute(BEFORE_POD_NAMES)
+        connection.close()
+    assert version_of(tmp_path) == 1003
+    with reopened(tmp_path) as store:
+        assert [(a.container, a.pod) for a in store.attachments()] == [("c9", "")]
+        store.attachment_put(replace(POD, pod="default/web"))
+    assert version_of(tmp_path) == 1000 + len(newer)
+    connection = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    connection.execute("DELETE FROM attachment WHERE container = 'c9'")
+    connection.execute(BEFORE_POD_NAMES)  # rolled back to the older program, which replaces a pod of its own
+    connection.close()
+    with reopened(tmp_path) as store:
+        assert {a.container: a.pod for a in store.attachments()} == {"c9": "", "c1": "default/web"}
 
 
 def test_released_migrations_only_add() -> None:

@@ -5,13 +5,14 @@ are one sentence on stderr; exit status 0 done, 1 failed, 2 wrong usage, 3 route
 mistake of ours.
 """
 
+import difflib
 import importlib
 import sys
 from typing import Any, Final, NoReturn
 
 import click
 
-from weave_router.errors import UserError
+from weave_router.errors import UsageError, UserError
 
 PROGRAM: Final = "weave-router"
 
@@ -36,6 +37,17 @@ COMMANDS: Final = {
 """Command -> file of this room that holds it, in the order of the help page."""
 
 
+OF_WEAVE: Final = {
+    "ps": "`weave-router status attachments`", "setup": "`weave-router install-cni`",
+    "stop": "`systemctl stop weave-router`",
+    "version": "`weave-router --version`", "rmpeer": "nothing yet: addresses of a machine that is gone stay its own",
+    "dns-lookup": "nothing: there is no DNS", "dns-add": "nothing: there is no DNS", "env": "`weave-router attach`",
+    "run": "`weave-router attach`", "start": "`weave-router attach`", "consensus": "nothing: see --ipalloc-init",
+    "prime": "nothing: see --ipalloc-init",
+}
+"""Commands of Weave that have another name here, or none."""
+
+
 class CommandGroup(click.Group):
     """Commands by name, loaded on demand."""
 
@@ -49,6 +61,17 @@ class CommandGroup(click.Group):
         command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in OF_WEAVE:
+            raise UsageError(f"there is no command {name}; what does it here: {OF_WEAVE[name]}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        if name not in COMMANDS and near and not name.startswith("-"):
+            raise UsageError(f"there is no command {name}; did you mean {near[0]}?")
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args:
