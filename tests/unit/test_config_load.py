@@ -370,3 +370,9 @@ def test_the_bounds_themselves_are_in() -> None:
         assert loaded({"ipalloc_range": f"10.0.0.0/{prefix}"}).range_v4.prefixlen == prefix
     assert loaded({"name": "x" * limits.RECORD_NAME_MAX}).name == "x" * limits.RECORD_NAME_MAX
     assert loaded({"bridge": "x" * limits.BRIDGE_NAME_MAX}).tap == "x" * limits.BRIDGE_NAME_MAX + "-tap"
+
+
+def test_an_uninstall_is_for_kubernetes() -> None:
+    with pytest.raises(UsageError, match="--uninstall is for Kubernetes: elsewhere stop the router and run"):
+        load({"uninstall": "true", "token_file": "/t"}, (), {})
+    assert load({"uninstall": "true", "kubernetes": "true"}, (), {}, hostname="n").uninstall
