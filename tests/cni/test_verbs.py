@@ -86,23 +86,24 @@ def test_container_ids_up_to_the_bound() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [
-    (("10.32.0.5",), "10.32.0.5/12"), (("10.32.0.5/32",), "10.32.0.5/12"),
-    (("10.32.0.5", "10.32.0.5/12"), "10.32.0.5/12"),
-    (("10.32.0.5", "10.32.0.6"), Code.ADDRESS_REFUSED),
+    (("10.32.0.5",), ["10.32.0.5/12"]), (("10.32.0.5/32",), ["10.32.0.5/12"]),
+    (("10.32.0.5", "10.32.0.5/12"), ["10.32.0.5/12"]),
+    (("10.32.0.5", "10.32.0.6"), ["10.32.0.5/12", "10.32.0.6/12"]),
+    (tuple(f"10.32.0.{n}" for n in range(1, limits.POD_ADDRESSES_MAX + 2)), Code.ADDRESS_REFUSED),
     (("192.0.2.1",), Code.ADDRESS_REFUSED), (("x",), Code.BAD_CONFIG), (("10.32.0.5/33",), Code.BAD_CONFIG),
 ])  # fmt: skip
-def test_wanted_address(wanted: tuple[str, ...], expected: str | Code) -> None:
+def test_wanted_addresses(wanted: tuple[str, ...], expected: list[str] | Code) -> None:
     request = Request("ADD", "1.0.0", "weave", wanted=wanted)
 
     def number_of(address: Any) -> int | None:
         return int(address) if address in UNIVERSE else None
 
-    if isinstance(expected, str):
-        assert str(verbs.wanted_address(request, UNIVERSE, number_of)) == expected
-        assert verbs.wanted_address(Request("ADD", "1.0.0", "weave"), UNIVERSE, number_of) is None
+    if isinstance(expected, list):
+        assert [str(address) for address in verbs.wanted_addresses(request, UNIVERSE, number_of)] == expected
+        assert verbs.wanted_addresses(Request("ADD", "1.0.0", "weave"), UNIVERSE, number_of) == ()
     else:
         with pytest.raises(CniError) as caught:
-            verbs.wanted_address(request, UNIVERSE, number_of)
+            verbs.wanted_addresses(request, UNIVERSE, number_of)
         assert caught.value.code == expected
 
 
