@@ -32,7 +32,7 @@ from _measures import Way, measures  # noqa: E402
 from _results import merge  # noqa: E402
 from lab import Host, Lab, LabError  # noqa: E402
 from lab.namespace import run  # noqa: E402
-from lab.router import wait_ping  # noqa: E402
+from lab.router import wait_for, wait_ping  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from throughput import WIRES, ways_of  # noqa: E402
@@ -99,6 +99,7 @@ def wireguard(system: System, lab: Lab, near: Host, far: Host) -> None:
         key.write_text(secrets[host])
         system.serve(host, "wireguard-go", "-f", interface)
         system.give_address(host, interface, number)
+        wait_for(f"the socket of {interface}", Path(f"/var/run/wireguard/{interface}.sock").is_socket)
         host.ip(f"link set {interface} mtu 1420")
         host.run(["wg", "set", interface, "private-key", str(key), "listen-port", "51820", "peer", publics[other],
                   "endpoint", f"{other.address()}:51820", "allowed-ips", f"{system.address(3 - number)}/32"])
