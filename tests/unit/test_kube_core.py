@@ -305,6 +305,12 @@ def test_events_that_nobody_takes_are_bounded() -> None:
         router.core.warn("x", f"sentence {number}", "Reason")
     first = router.core.next_event()
     assert first is not None and first[2] == "sentence 5"
+    router.core.event_refused(first)
+    assert router.core.next_event() == first
+    router.core.warn("x", "one more", "Reason")
+    router.core.event_refused(first)  # its room is another's
+    second = router.core.next_event()
+    assert second is not None and second[2] == "sentence 6"
 
 
 # -- blocks too many -------------------------------------------------------------------------------------------------

@@ -561,6 +561,11 @@ class Kube:
         """(type, reason, message)"""
         return self._events.popleft() if self._events else None
 
+    def event_refused(self, event: tuple[str, str, str]) -> None:
+        """Nobody took it: it comes first again, unless newer ones have its room."""
+        if len(self._events) < limits.KUBE_EVENTS_PENDING:
+            self._events.appendleft(event)
+
     def answered(self, answer: Answer, now: float) -> None:
         """What became of the call under way."""
         call, self._under_way = self._under_way, None

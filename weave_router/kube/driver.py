@@ -186,15 +186,17 @@ class KubeDriver:
             self.input(lambda now, answer=answer: self.core.answered(answer, now))  # type: ignore[misc]
 
     async def _events(self) -> None:
+        """All that wait, a while apart; what found no API server is told when there is one."""
         while True:
             await asyncio.sleep(EVENT_SECONDS)
-            event, own = self.core.next_event(), self.core.own
-            if event is None:
-                continue
-            kind, reason, message = event
-            node, uid = self.core.settings.node, own.uid if own else ""
-            body = objects.event_body(node, uid, reason, message, kind, utc(), os.urandom(8).hex())
-            await self._api.request(Call("POST", "api/v1/namespaces/default/events", "event", body=body))
+            while (event := self.core.next_event()) is not None:
+                kind, reason, message = event
+                node, uid = self.core.settings.node, self.core.own.uid if self.core.own else ""
+                body = objects.event_body(node, uid, reason, message, kind, utc(), os.urandom(8).hex())
+                answer = await self._api.request(Call("POST", "api/v1/namespaces/default/events", "event", body=body))
+                if answer.status == 0:
+                    self.core.event_refused(event)
+                    break
 
     async def _policies(self) -> None:
         """Nobody enforces them: said once they are there."""

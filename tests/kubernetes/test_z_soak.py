@@ -1,0 +1,155 @@
+"""Events in the life of a cluster, drawn from a seed: routers killed, deleted, rolled out, tokens rotated, a machine
+that dies and comes back in three ways; 200 flows between the two nodes that stay, all the time. Nothing leaks.
+
+`SOAK=1` (`make soak-kubernetes`) goes on for SOAK_MINUTES (15) and writes docs/results/kubernetes-soak.json: an
+event in half a minute are in half an hour as many as a day has at one in 25 minutes. Last: nodes do not stay.
+"""
+
+import base64
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import pytest
+from kubernetes import images, rollout
+from kubernetes.blocks import outside, strays, twice
+from kubernetes.cluster import Cluster, Node, wait_for
+from kubernetes.load import Felt, Load
+from kubernetes.test_restart import RESTART_GAP, ROLLOUT_GAP, settle
+from kubernetes.test_z_fence import FREED_SECONDS, forget, is_ready, return_to_service, set_fence
+
+SOAK: Final = bool(os.environ.get("SOAK"))
+SECONDS: Final = 60 * float(os.environ.get("SOAK_MINUTES", "15")) if SOAK else 45.0
+SEED: Final = int(os.environ.get("SEED", "0")) or int(time.time())
+RESULTS: Final = images.ROOT / "docs" / "results" / "kubernetes-soak.json"
+RSS_MEBIBYTES: Final = 5.0
+AGE_SECONDS: Final = 30.0
+"""What a router gets before its memory is looked at: caches and links are there by then."""
+
+pytestmark = pytest.mark.timeout(SECONDS + 900)
+
+
+class Life:
+    """The events. Each returns the longest silence that is allowed for it, in milliseconds."""
+
+    def __init__(self, cluster: Cluster, rng: Random) -> None:
+        self.cluster = cluster
+        self.rng = rng
+        self.victim = cluster.nodes[-1]
+        self.images = 0
+        self.events: list[Callable[[], float]] = [
+            self.kill, self.delete, self.restart, self.change_image, self.rotate, self.another_machine, self.same_disk,
+            self.new_disk_same_node]  # fmt: skip
+
+    def kill(self) -> float:
+        rollout.kill(self.cluster, self.rng.choice(self.cluster.nodes))
+        return RESTART_GAP
+
+    def delete(self) -> float:
+        rollout.delete(self.cluster, self.rng.choice(self.cluster.nodes))
+        return RESTART_GAP
+
+    def restart(self) -> float:
+        rollout.restart(self.cluster)
+        return ROLLOUT_GAP
+
+    def change_image(self) -> float:
+        self.images += 1
+        rollout.change_image(self.cluster, f"soak-{self.images}", self.rng.uniform(0, 5))
+        if self.rng.random() < 0.5:
+            rollout.undo(self.cluster)
+        return ROLLOUT_GAP
+
+    def rotate(self) -> float:
+        node = self.cluster.nodes[0]
+        old = rollout.inside(self.cluster, node, "cat", "/var/lib/weave-router/token").split()[0]
+        new = rollout.inside(self.cluster, node, "weave-router", "token", "new", "--domain-of",
+                             "/var/lib/weave-router/token").strip()
+        for lines in ([old, new], [new, old], [new]):
+            text = base64.b64encode("".join(f"{line}\n" for line in lines).encode()).decode()
+            self.cluster.kubectl(*rollout.SYSTEM, "patch", "secret", "weave-router", "--type=merge", "-p",
+                                 json.dumps({"data": {"token": text}}))
+            for each in self.cluster.nodes:
+                wait_for(f"{each.name} has {len(lines)} tokens", lambda each=each, lines=lines: rollout.inside(
+                    self.cluster, each, "cat", "/var/lib/weave-router/token", check=False).split() == lines, 30)
+        return ROLLOUT_GAP
+
+    def another_machine(self) -> float:
+        self.victim.power_off()
+        forget(self.cluster, self.victim)
+        wait_for("its blocks free", lambda: not strays(self.cluster), FREED_SECONDS, 0.5)
+        return_to_service(self.cluster, self.victim)
+        return ROLLOUT_GAP
+
+    def same_disk(self) -> float:
+        self.victim.power_off()
+        forget(self.cluster, self.victim)
+        return_to_service(self.cluster, self.victim, new_disk=False)
+        return ROLLOUT_GAP
+
+    def new_disk_same_node(self) -> float:
+        self.victim.power_off()
+        return_to_service(self.cluster, self.victim)
+        return ROLLOUT_GAP
+
+
+def usage(cluster: Cluster, node: Node) -> tuple[float, int]:
+    """(MiB resident, open descriptors) of the node's router."""
+    words = "read pid _ < /proc/1/task/1/children; grep VmRSS /proc/$pid/status; ls /proc/$pid/fd | wc -l"
+    said = rollout.inside(cluster, node, "sh", "-c", words).split()
+    return int(said[1]) / 1024, int(said[3])
+
+
+def usages(cluster: Cluster) -> dict[str, tuple[float, int]]:
+    """Of routers that are AGE_SECONDS old at least."""
+    end = time.monotonic() + AGE_SECONDS
+    wait_for("routers of some age", lambda: time.monotonic() >= end, AGE_SECONDS + 5)
+    return {node.name: usage(cluster, node) for node in cluster.nodes}
+
+
+def test_a_day_of_events(cluster: Cluster) -> None:
+    print(f"seed {SEED}")
+    rng = Random(SEED)
+    set_fence(cluster)
+    life, load = Life(cluster, rng), Load(cluster, cluster.nodes[:-1]).start()
+    before = usages(cluster)
+    lines: list[dict[str, Any]] = []
+    began = time.monotonic()
+    while time.monotonic() - began < SECONDS:
+        event = rng.choice(life.events)
+        at = time.monotonic()
+        with load.between() as felt:
+            settle()
+            most = event()
+            settle()
+        lines.append(line(event.__name__, time.monotonic() - at, felt))
+        print(f"{time.monotonic() - began:6.0f} s  {event.__name__}: {felt}", flush=True)
+        felt.check(most)
+        assert all(is_ready(cluster, node) for node in cluster.nodes)
+        assert twice(cluster.nodes) == []
+    wait_for("no block of a Node that is gone", lambda: not strays(cluster), FREED_SECONDS, 0.5)
+    after = usages(cluster)
+    checks = {node.name: rollout.inside(cluster, node, "weave-router", "ipam", "check").strip()
+              for node in cluster.nodes}
+    if SOAK:
+        write(RESULTS, {"seed": SEED, "seconds": round(time.monotonic() - began), "events": lines, "before": before,
+                        "after": after, "ipam_check": checks})
+    assert set(checks.values()) == {"all agree"}, checks
+    assert [outside(cluster, node) for node in cluster.nodes] == [[], [], []]
+    for name, (resident, descriptors) in after.items():
+        assert abs(resident - before[name][0]) <= RSS_MEBIBYTES, (name, before, after)
+        assert descriptors == before[name][1], (name, before, after)
+
+
+def line(name: str, seconds: float, felt: Felt) -> dict[str, Any]:
+    return {"event": name, "seconds": round(seconds, 1), "gap_ms": felt.gap, "lost": felt.lost, "flows": felt.flows,
+            "broken": felt.broken, "opened": felt.opened, "refused": felt.refused, "slowest_ms": felt.slowest}
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    events = ",\n".join(f"  {json.dumps(event)}" for event in found.pop("events"))
+    path.write_text(json.dumps(found, indent=1)[:-2] + f',\n "events": [\n{events}\n ]\n}}\n')
