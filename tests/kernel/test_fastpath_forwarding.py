@@ -202,8 +202,8 @@ def test_figures_of_a_session(world: World) -> None:
     world.settle()
     sent = world.engine.session_figures(world.index(2))
     assert sent.unanswered_rx_ns == 0
-    assert sent.tx_packets == before.tx_packets + 1
-    assert sent.tx_bytes == before.tx_bytes + 16 + 8 + 4 + 54 + 16
+    assert sent.tx_packets == before.tx_packets + 2
+    assert sent.tx_bytes == before.tx_bytes + 2 * (16 + 8 + 4 + 54 + 16)
 
 
 # -- who may say what ------------------------------------------------------------------------------------------------

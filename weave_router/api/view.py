@@ -278,14 +278,16 @@ class View:
     # -- the fast path -----------------------------------------------------------------------------------------------
 
     def workers(self) -> tuple[schema.Worker, ...]:
+        engine = self._parts.engine
         return tuple(
             schema.Worker(
                 index=index, counters=c, bundle_fill=_ratio(c["bundled_frames"], c["bundles"]),
                 segments_per_send=_ratio(c["datagrams_sent"], c["sends"]),
                 segments_per_receive=_ratio(c["datagrams_received"], c["receives"]),
                 segments_per_write=_ratio(c["frames_out"], c["tap_writes"] - _made_here(c)),
+                queue_depth=depth,
             )
-            for index, c in enumerate(self._parts.engine.worker_counters())
+            for index, (c, depth) in enumerate(zip(engine.worker_counters(), engine.queue_depths(), strict=True))
         )
 
     def drops(self) -> dict[str, int]:

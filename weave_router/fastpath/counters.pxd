@@ -30,6 +30,7 @@ cdef enum Counter:
     C_CHECKSUMS_COMPLETED  # in software
     C_WAKEUPS
     C_EVENTS_LOST
+    C_QUEUED  # frames that were read ahead of their turn
     C_COUNT
 
 cdef enum Drop:
@@ -58,4 +59,5 @@ cdef enum Drop:
     D_NONCE  # an epoch would be used twice
     D_TRUNCATED  # a datagram larger than our buffer
     D_CONGESTION  # the outer header said CE, the inner packet is not ECN-capable
+    D_QUEUE  # too much waited to be sealed, and this flow had most of it
     D_COUNT

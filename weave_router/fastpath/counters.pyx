@@ -6,14 +6,14 @@ COUNTERS = (
     "datagram_bytes_sent", "datagrams_received", "datagram_bytes_received", "sends", "receives", "segments_cut",
     "segments_joined", "bundles", "bundled_frames", "fragmented", "fragments_sent", "reassembled", "arp_answered",
     "nd_answered", "flooded", "parked", "control_sent", "control_received", "mss_clamped", "too_big_sent",
-    "checksums_completed", "wakeups", "events_lost",
+    "checksums_completed", "wakeups", "events_lost", "queued",
 )
 
 DROP_REASONS = (
     "stranger", "version", "token", "unknown_session", "bad_tag", "replay", "malformed_outside", "plaintext_refused",
     "foreign_source", "fragment_lost", "tap_write", "malformed_inside", "local_destination", "no_owner", "link_local",
     "no_listener", "flood_limit", "no_answer", "no_session", "park_full", "too_big", "send", "nonce", "truncated",
-    "congestion",
+    "congestion", "queue",
 )
 
 if len(COUNTERS) != C_COUNT or len(DROP_REASONS) != D_COUNT:

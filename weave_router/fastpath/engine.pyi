@@ -120,6 +120,8 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """Sums over all workers: frames_in, frames_out, ... (names in fastpath/counters.pxd)."""
     def worker_counters(self) -> list[dict[str, int]]: ...
+    def queue_depths(self) -> list[int]:
+        """Bytes that each worker has read from its TAP queue and not yet begun to seal."""
     def drops(self) -> dict[str, int]:
         """Counted drops by reason, sums over all workers."""
     def stations(self) -> list[tuple[bytes, int, int]]:

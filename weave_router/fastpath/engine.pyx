@@ -45,6 +45,7 @@ from weave_router.fastpath.includes.native cimport (
     full_fence,
     release32,
     release64,
+    relaxed64,
     release_ptr,
     spin_lock,
     spin_unlock,
@@ -663,6 +664,9 @@ cdef class Engine:
 
     def counters(self):
         return counters_sum(self.worker_counters()) | {"commands_lost": self.commands_lost}
+
+    def queue_depths(self):
+        return [relaxed64(&self.w[i].queues.bytes) for i in range(self.workers)]
 
     def drops(self):
         return drops_of(self.w, self.workers)

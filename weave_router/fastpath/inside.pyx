@@ -4,7 +4,7 @@
 Called by the workers only, without the GIL. Everything it decides stands in the tables of state.pxd; a miss is handed to
 Python once and the frame is parked. `oracle.py` says the same in plain Python and the tests hold the two together.
 """
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from weave_router.fastpath.answers cimport (
@@ -21,6 +21,7 @@ from weave_router.fastpath.counters cimport (
     C_FRAMES_IN,
     C_MSS_CLAMPED,
     C_PARKED,
+    C_QUEUED,
     C_SEGMENTS_CUT,
     C_TAP_READ_BYTES,
     C_TAP_READS,
@@ -32,6 +33,7 @@ from weave_router.fastpath.counters cimport (
     D_NO_OWNER,
     D_NO_SESSION,
     D_PARK_FULL,
+    D_QUEUE,
     D_TOO_BIG,
 )
 from weave_router.fastpath.frame cimport (
@@ -48,6 +50,7 @@ from weave_router.fastpath.frame cimport (
     Frame,
     checksum_offset,
     complete_checksum,
+    flow_hash,
     ipv4_checksum,
     parse_untrusted,
 )
@@ -66,6 +69,16 @@ from weave_router.fastpath.includes.native cimport (
     store_csum,
 )
 from weave_router.fastpath.pool cimport pool_free, pool_new
+from weave_router.fastpath.queues cimport (
+    Queued,
+    queue_enough,
+    queue_over,
+    queue_place,
+    queue_put,
+    queue_release,
+    queue_take,
+    queue_victim,
+)
 from weave_router.fastpath.report cimport (
     EV_NEED_SESSION_,
     capture,
@@ -98,8 +111,12 @@ from weave_router.fastpath.wire cimport (
 )
 
 cdef enum:
-    READ_FRAMES = 64  # per burst
-    READ_BYTES = 262144
+    READ_FRAMES = 256  # read ahead per burst
+    SERVE_FRAMES = 64  # sealed per burst
+    SERVE_BYTES = 262144
+    FRAME_OFFSET = 128  # from a Queued to its frame, HEADROOM included
+    NOTHING = -1
+    FAILED = -2
 
     # virtio_net_hdr, native byte order (here little-endian)
     VNET_NEEDS_CSUM = 1
@@ -446,25 +463,75 @@ cdef void inside_frame(Worker *w, uint8_t *data, int size, const uint8_t *vnet) 
         to_node(w, slot, data, size, vnet)
 
 
-cdef int inside_burst(Worker *w) noexcept nogil:
-    """Read what the TAP has, up to a burst. The virtio header is copied aside: its place becomes headroom."""
-    cdef uint8_t vnet[16]
-    cdef uint8_t *frame = w.tap_buffer + HEADROOM
-    cdef int frames = 0, total = 0, n
-    while frames < READ_FRAMES and total < READ_BYTES:
-        n = <int>read(w.tap_fd, frame - w.vnet_hdr, FRAME_MAX + w.vnet_hdr)
+cdef int read_frame(Worker *w, Queued *place) noexcept nogil:
+    """Read one frame to where queue_place says, its virtio header aside: that becomes headroom. Its size; NOTHING
+    waits; FAILED: the TAP is down or gone."""
+    cdef uint8_t *data = <uint8_t *>place + FRAME_OFFSET
+    cdef int n
+    while True:
+        n = <int>read(w.tap_fd, data - w.vnet_hdr, FRAME_MAX + w.vnet_hdr)
         if n < 0:
-            if errno == EAGAIN or errno == EINTR:
-                break
-            return -1 if frames == 0 else frames
-        n -= w.vnet_hdr
+            return NOTHING if errno == EAGAIN or errno == EINTR else FAILED
         count(w, C_TAP_READS, 1)
-        if n < 0:
-            drop(w, D_MALFORMED_INSIDE)
-            continue
-        count(w, C_TAP_READ_BYTES, n)
-        memcpy(vnet, frame - w.vnet_hdr, w.vnet_hdr)
-        inside_frame(w, frame, n, vnet)
+        n -= w.vnet_hdr
+        if n >= 0:
+            break
+        drop(w, D_MALFORMED_INSIDE)
+    count(w, C_TAP_READ_BYTES, n)
+    memcpy(place.vnet, data - w.vnet_hdr, w.vnet_hdr)
+    return n
+
+
+cdef int read_ahead(Worker *w) noexcept nogil:
+    """Queue what the TAP has, so that its own short queue does not run over while we seal: frames read, or FAILED."""
+    cdef Queued *place
+    cdef Queued *victim
+    cdef Frame f
+    cdef int size, frames = 0
+    while frames < READ_FRAMES and not queue_enough(w.queues):
+        place = queue_place(w.queues)
+        if place == NULL:
+            break
+        size = read_frame(w, place)
+        if size < 0:
+            return FAILED if size == FAILED and frames == 0 else frames
+        parse_untrusted(&f, <uint8_t *>place + FRAME_OFFSET, size)
+        queue_put(w.queues, place, (FRAME_OFFSET + size + 63) & ~63, size, flow_hash(&f), source_of(&f))
         frames += 1
-        total += n
+        while queue_over(w.queues):
+            victim = queue_victim(w.queues)
+            drop_traced(w, D_QUEUE, victim.flow)
+            queue_release(w.queues, victim)
+    count(w, C_QUEUED, frames)
     return frames
+
+
+cdef inline uint32_t source_of(const Frame *f) noexcept nogil:
+    """Of the pod: guards hold its port to its one MAC, whose last byte differs between neighbours."""
+    return f.data[10] * 31 + f.data[11] if f.size >= ETHERNET_HEADER else 0
+
+
+cdef int inside_burst(Worker *w) noexcept nogil:
+    """Serve what the TAP has, up to a burst. Where nothing waits, the first frame goes straight through."""
+    cdef Queued *frame
+    cdef int size, found, served = 0
+    cdef int64_t bytes = 0
+    if w.queues.frames == 0:
+        frame = queue_place(w.queues)
+        size = read_frame(w, frame)
+        if size < 0:
+            return 0 if size == NOTHING else -1
+        inside_frame(w, <uint8_t *>frame + FRAME_OFFSET, size, frame.vnet)
+        served = 1
+    found = read_ahead(w)
+    if found == FAILED and w.queues.frames == 0:
+        return served if served else -1
+    while bytes < SERVE_BYTES and served < SERVE_FRAMES:
+        frame = queue_take(w.queues)
+        if frame == NULL:
+            break
+        inside_frame(w, <uint8_t *>frame + FRAME_OFFSET, frame.size, frame.vnet)
+        bytes += frame.size
+        queue_release(w.queues, frame)
+        served += 1
+    return served

@@ -3,6 +3,11 @@
 from typing import Final, NamedTuple
 
 WINDOW_SIZE: Final[int]
+FRAME_COST: Final[int]
+QUANTUM: Final[int]
+QUANTUM_LEAST: Final[int]
+QUEUE_BYTES: Final[int]
+QUEUE_FLOWS: Final[int]
 
 class Parsed(NamedTuple):
     """struct Frame of frame.pxd: offsets, 0 where there is none."""
@@ -15,6 +20,14 @@ class Parsed(NamedTuple):
     end: int
     payload: int
     fragment: bool
+
+class Queues:
+    waiting: tuple[int, int]
+    """(frames, bytes)"""
+
+    def put(self, number: int, size: int, flow: int, source: int) -> list[int] | None:
+        """Numbers of the frames that gave way for this one; None: the arena has no room for a frame now."""
+    def take(self) -> int | None: ...
 
 class Window:
     def accept(self, counter: int) -> bool: ...

@@ -5,9 +5,9 @@ The product imports nothing from here. No logic of its own: each function copies
 """
 from collections import namedtuple
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from weave_router.fastpath.frame cimport (
     Frame,
@@ -18,10 +18,28 @@ from weave_router.fastpath.frame cimport (
     seed_checksum,
 )
 from weave_router.fastpath.includes.native cimport csum_fold, csum_partial
+from weave_router.fastpath.queues cimport (
+    FRAME_COST as C_FRAME_COST,
+    QUANTUM as C_QUANTUM,
+    QUANTUM_LEAST as C_QUANTUM_LEAST,
+    QUEUE_BYTES as C_QUEUE_BYTES,
+    QUEUE_FLOWS as C_QUEUE_FLOWS,
+    Queued,
+    Queues as CQueues,
+    queue_over,
+    queue_place,
+    queue_put,
+    queue_release,
+    queue_take,
+    queue_victim,
+    queues_init,
+)
 from weave_router.fastpath.replay cimport WINDOW_SIZE as C_WINDOW_SIZE
 from weave_router.fastpath.replay cimport Window as CWindow, window_accept
 
 WINDOW_SIZE = C_WINDOW_SIZE
+FRAME_COST, QUANTUM, QUANTUM_LEAST = C_FRAME_COST, C_QUANTUM, C_QUANTUM_LEAST
+QUEUE_BYTES, QUEUE_FLOWS = C_QUEUE_BYTES, C_QUEUE_FLOWS
 
 Parsed = namedtuple("Parsed", ("ethertype", "family", "l3", "l4", "protocol", "end", "payload", "fragment"))
 
@@ -31,6 +49,52 @@ cdef class Window:
 
     def accept(self, uint64_t counter):
         return bool(window_accept(&self.window, counter))
+
+
+cdef class Queues:
+    """Frames are numbers here; what waits lies in the arena as in a worker."""
+    cdef CQueues *q
+
+    def __cinit__(self):
+        self.q = <CQueues *>calloc(1, sizeof(CQueues))
+        if self.q == NULL:
+            raise MemoryError
+        queues_init(self.q)
+
+    def __dealloc__(self):
+        free(self.q)
+
+    def put(self, uint32_t number, uint32_t size, uint32_t flow, uint32_t source):
+        """Numbers of the frames that gave way; None: the arena is full."""
+        cdef Queued *frame = queue_place(self.q)
+        if frame == NULL:
+            return None
+        memset(<uint8_t *>frame + sizeof(Queued), number & 255, size)  # a sanitizer sees what overlaps
+        memcpy(frame.vnet, &number, 4)
+        queue_put(self.q, frame, (128 + size + 63) & ~<uint32_t>63, size, flow, source)
+        gone = []
+        while queue_over(self.q):
+            gone.append(self._out(queue_victim(self.q)))
+        return gone
+
+    def take(self):
+        cdef Queued *frame = queue_take(self.q)
+        return None if frame == NULL else self._out(frame)
+
+    cdef _out(self, Queued *frame):
+        cdef uint32_t number, i
+        cdef uint8_t *data = <uint8_t *>frame + sizeof(Queued)
+        memcpy(&number, frame.vnet, 4)
+        for i in range(frame.size):
+            if data[i] != number & 255:
+                raise AssertionError(f"frame {number} was overwritten")
+        queue_release(self.q, frame)
+        return number
+
+    @property
+    def waiting(self):
+        """(frames, bytes)"""
+        return self.q.frames, self.q.bytes
 
 
 cdef uint8_t *copy_of(bytes data) except NULL:

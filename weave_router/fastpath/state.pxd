@@ -9,6 +9,7 @@ from weave_router.fastpath.counters cimport C_COUNT, D_COUNT
 from weave_router.fastpath.includes.linux cimport iovec, mmsghdr, sockaddr_in6
 from weave_router.fastpath.includes.native cimport acquire64
 from weave_router.fastpath.includes.openssl cimport EVP_MAC_CTX, OSSL_PARAM
+from weave_router.fastpath.queues cimport Queues
 from weave_router.fastpath.replay cimport Window
 
 cdef enum:
@@ -263,7 +264,7 @@ cdef struct Worker:
     bint parked_leaving
     int parked_bytes
     uint64_t parked_checked
-    uint8_t *tap_buffer  # HEADROOM before the frame
+    Queues *queues  # what was read from the TAP and waits its turn
     uint8_t *scratch  # FRAME_MAX + headroom, for frames made here
     uint8_t *flood_buffer  # the same, for the copy that one peer of a flood gets
     uint8_t *rx_buffer

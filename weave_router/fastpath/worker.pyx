@@ -44,6 +44,7 @@ from weave_router.fastpath.includes.openssl cimport (
 from weave_router.fastpath.inside cimport inside_burst, inside_parked
 from weave_router.fastpath.outside cimport outside_burst
 from weave_router.fastpath.pool cimport pool_free, pool_new
+from weave_router.fastpath.queues cimport Queues, queues_init
 from weave_router.fastpath.report cimport boottime_ns, count
 from weave_router.fastpath.state cimport (
     COMMANDS,
@@ -67,7 +68,7 @@ from weave_router.fastpath.transmit cimport HEADROOM, transmit_command, transmit
 cdef enum:
     PARKED_LOOK_NS = 50000000
     TAP_RETRY_US = 20000
-    NICE = -10  # a busy CPU delays the TAP's reader past what its queue of 128 frames holds; refused without CAP_SYS_NICE
+    NICE = -10  # a busy CPU delays the reader past what the TAP queue holds; refused without CAP_SYS_NICE
 
 
 cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
@@ -88,7 +89,7 @@ cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
     w.events = <Event *>pool_new(EVENTS * sizeof(Event))
     w.commands = <Command *>pool_new(COMMANDS * sizeof(Command))
     w.trains = <Train *>pool_new(TRAINS * sizeof(Train))
-    w.tap_buffer = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
+    w.queues = <Queues *>pool_new(sizeof(Queues))
     w.scratch = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
     w.flood_buffer = <uint8_t *>pool_new(FRAME_MAX + 2 * HEADROOM)
     w.parked_of = <ParkedCount *>pool_new(NODES * sizeof(ParkedCount))
@@ -97,10 +98,11 @@ cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
     if mac != NULL:
         w.mac[0] = EVP_MAC_CTX_new(mac)
         EVP_MAC_free(mac)
-    if w.events == NULL or w.commands == NULL or w.trains == NULL or w.tap_buffer == NULL or w.scratch == NULL or \
+    if w.events == NULL or w.commands == NULL or w.trains == NULL or w.queues == NULL or w.scratch == NULL or \
             w.flood_buffer == NULL or w.parked_of == NULL or w.rx_buffer == NULL or w.mac[0] == NULL or w.wake_fd < 0 or w.epoll_fd < 0:
         worker_free(w)
         return NULL
+    queues_init(w.queues)
     for i in range(TRAINS):
         w.trains[i].bundle = -1
     for i in range(PARTIALS):
@@ -130,7 +132,7 @@ cdef void worker_free(Worker *w) noexcept nogil:
     pool_free(w.events)
     pool_free(w.commands)
     pool_free(w.trains)
-    pool_free(w.tap_buffer)
+    pool_free(w.queues)
     pool_free(w.scratch)
     pool_free(w.flood_buffer)
     pool_free(w.parked_of)

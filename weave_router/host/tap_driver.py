@@ -69,7 +69,7 @@ def open_tap(name: str, queues: int, refuse: frozenset[str] = frozenset()) -> Ta
 
 
 def prepare_link(ipr: Netlink, name: str) -> None:
-    """Queue length of the TAP as a link: 1,000 superframes, the default, would be 64 MB of delay."""
+    """Queue length of the TAP as a link."""
     link = need(ipr, name)
     if link.txqlen != TAP_QUEUE_LENGTH:
         with explain("set the queue length of", name):

@@ -1,0 +1,147 @@
+"""Whose frame is sealed next: the compiled queues against the discipline in plain Python, and what it promises.
+
+The plain one has a list per flow and no arena. Costs, turns and victims are RFC 8290's with a cost per frame; see
+`weave_router/fastpath/queues.pyx`.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_BYTES, Queues
+
+SMALL, SUPER = 64, 60_000
+
+
+@dataclass
+class Flow:
+    source: int
+    frames: list[tuple[int, int]] = field(default_factory=list)  # (number, size)
+    deficit: int = 0
+
+    @property
+    def cost(self) -> int:
+        return sum(size + FRAME_COST for _, size in self.frames)
+
+
+@dataclass
+class Plain:
+    """The discipline: flows by their key, in the order of their turns."""
+
+    flows: dict[int, Flow] = field(default_factory=dict)
+    sparse: list[int] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+
+    def quantum(self, source: int) -> int:
+        return max(QUANTUM // sum(flow.source == source for flow in self.flows.values()), QUANTUM_LEAST)
+
+    @property
+    def bytes(self) -> int:
+        return sum((128 + size + 63) & ~63 for flow in self.flows.values() for _, size in flow.frames)
+
+    def put(self, number: int, size: int, key: int, source: int) -> list[int]:
+        if key not in self.flows:
+            self.flows[key] = Flow(source)
+            self.flows[key].deficit = self.quantum(source)
+            self.sparse.append(key)
+        self.flows[key].frames.append((number, size))
+        gone = []
+        while self.bytes > QUEUE_BYTES:
+            most: dict[int, int] = {}
+            for flow in self.flows.values():
+                most[flow.source] = most.get(flow.source, 0) + flow.cost
+            source = max(most, key=most.__getitem__)
+            longest = max((flow for flow in self.flows.values() if flow.source == source), key=lambda flow: flow.cost)
+            gone.append(longest.frames.pop(0)[0])
+        return gone
+
+    def take(self) -> int | None:
+        while turns := self.sparse or self.others:
+            key, was_sparse = turns[0], turns is self.sparse
+            flow = self.flows[key]
+            if not flow.frames:
+                turns.pop(0)
+                if was_sparse and self.others:
+                    self.others.append(key)
+                else:
+                    del self.flows[key]
+            elif flow.deficit <= 0:
+                turns.pop(0)
+                flow.deficit += self.quantum(flow.source)
+                self.others.append(key)
+            else:
+                number, size = flow.frames.pop(0)
+                flow.deficit -= size + FRAME_COST
+                return number
+        return None
+
+
+def test_the_compiled_queues_do_what_the_plain_ones_do() -> None:
+    """Flows whose queues do not collide, sizes of all kinds, filled and drained in waves."""
+    rng = random.Random(4)
+    for _ in range(20):
+        queues, plain = Queues(), Plain()
+        number = dropped = 0
+        for step in range(3000):
+            if rng.random() < (0.9 if step % 500 < 300 else 0.2):
+                flow = rng.randrange(24)
+                size = rng.choice((60 + flow, 1300 + flow, rng.randrange(14, 65_000)))
+                gone = queues.put(number, size, flow * 8, flow % 5)
+                if gone is None:  # the arena gives space back in order; what is in the way is served first
+                    assert queues.take() == plain.take()
+                    continue
+                assert gone == plain.put(number, size, flow, flow % 5)
+                number += 1
+                dropped += len(gone)
+            else:
+                assert queues.take() == plain.take()
+            assert queues.waiting[1] == plain.bytes <= QUEUE_BYTES
+        while plain.bytes:
+            assert queues.take() == plain.take()
+        assert queues.waiting == (0, 0)
+        assert queues.take() is None
+    assert dropped
+
+
+def test_a_sparse_flow_goes_first() -> None:
+    queues = Queues()
+    for number in range(100):
+        assert queues.put(number, 1300, flow=1, source=1) == []
+    for number in range(5):  # what one flow may spend before it is like any other
+        assert queues.take() == number
+    assert queues.put(1000, SMALL, flow=2, source=2) == []
+    assert queues.take() == 1000
+
+
+def test_the_longest_gives_way_and_the_oldest_of_it() -> None:
+    queues, gone = Queues(), []
+    for number in range(40):
+        size, flow = (SMALL, 1) if number == 10 else (SUPER, 2)
+        fallen = queues.put(number, size, flow, source=flow)
+        assert fallen is not None
+        gone += fallen
+        if number == 10:
+            assert queues.take() == 0  # it was at its turn already
+            assert queues.take() == 10
+    assert gone == [number for number in range(1, len(gone) + 2) if number != 10]
+    assert len(gone) > 20
+    frames, held = queues.waiting
+    assert frames == 38 - len(gone)
+    assert QUEUE_BYTES - 2 * SUPER < held <= QUEUE_BYTES
+
+
+def test_many_flows_of_one_pod_buy_no_more_than_one() -> None:
+    """A pod with 24 flows of small frames beside a pod with one of superframes: each has half of the service."""
+    queues, kinds = Queues(), dict[int, tuple[int, int]]()
+    spent, waiting = {1: 0, 2: 0}, {1: 0, 2: 0}
+    for number in range(20_000):
+        source = 1 if waiting[1] < 24 * 3 else 2
+        if waiting[source] < (24 * 3 if source == 1 else 5):
+            flow, size = (number % 24, SMALL) if source == 1 else (100, SUPER)
+            assert queues.put(number, size, flow * 8, source) == []
+            kinds[number] = source, size
+            waiting[source] += 1
+        elif (taken := queues.take()) is not None:
+            source, size = kinds[taken]
+            spent[source] += size + FRAME_COST
+            waiting[source] -= 1
+    assert 0.45 < spent[1] / (spent[1] + spent[2]) < 0.55, spent
