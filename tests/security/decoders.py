@@ -17,7 +17,7 @@ MARK = "_untrusted"
 UNMARKED: dict[str, tuple[str, ...]] = {
     "config.py": ("load", "parse_target", "parse_targets", "_text", "_number", "_switch", "_name", "_address", "_path",
                   "_bridge_address", "_range", "_init", "_subnet", "_words", "_subnets", "_tristate", "_one_of",
-                  "_directory", "_run_directory", "_bridge", "_label", "_api_server"),
+                  "_directory", "_run_directory", "_bridge", "_label", "api_server"),
     "cni/wishes.py": ("mac_of", "routes_of", "check_ipam"),
     "mesh/link.py": ("receive_data",),
     "mesh/targets.py": ("parse_target", "literal"),

@@ -31,6 +31,7 @@ from weave_router.ipam.registers import Runs
 from weave_router.ipam.speech import Speech
 from weave_router.kube import objects
 from weave_router.mesh import frames
+from weave_router.mesh.estate import decode_estate_untrusted
 from weave_router.mesh.link import Ended, Link
 from weave_router.mesh.opening import Opening
 from weave_router.mesh.record import CONTEXT, decode_record_untrusted
@@ -136,6 +137,7 @@ def toml(data: bytes) -> object:
 DECODERS: dict[str, Callable[[bytes], object]] = {
     "body": record_of_member,
     "frame": frames.decode_frame_untrusted,
+    "estate": decode_estate_untrusted,
     "stream": stream,
     "target": Text(lambda text: parse_target(text, PORT)),
     "head": wire.parse_head_untrusted,

@@ -96,3 +96,10 @@ def test_another_run_is_a_restored_state_before_the_first_sync_and_a_clone_after
     fresh = Replica(OwnRecord(record(1), identity(1).sign, 0.0), verify=verify, now=0.0)
     fresh.synced()
     assert heard(fresh, link, other).events == [CloneSeen(other)]
+
+
+def test_what_the_router_before_had_heard_is_checked_like_a_neighbours_word(replica: Replica) -> None:
+    forged = bytes(64) + signed(4).data[64:]
+    replica.remember_untrusted([signed(3).data, forged, b"none", replica.own.signed.data], 0.0)
+    assert signed(3).node_id in replica.table and signed(4).node_id not in replica.table
+    assert replica.counters == {"record signature": 1, "record size": 1}
