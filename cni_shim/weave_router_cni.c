@@ -183,8 +183,7 @@ static bool read_config(int milliseconds) {
         if (left <= 0 || poll(&ready, 1, (int)left) == 0) return errno = ETIMEDOUT, false;
         ssize_t got = read(STDIN_FILENO, config + config_len, sizeof config - config_len);
         if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-        if (got < 0) return false;
-        if (got == 0) return true;
+        if (got <= 0) return got == 0;
         config_len += (size_t)got;
         if (config_len > CONFIG_MAX) return errno = EFBIG, false;
     }
@@ -241,8 +240,7 @@ static void boot_id(char id[40]) {
     memset(id, 0, 40);
     if (given) memcpy(id, given, strnlen(given, 36));
     int fd = given ? -1 : open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    if (fd >= 0 && read(fd, id, 36) < 0) id[0] = 0;
-    if (fd >= 0) close(fd);
+    if (fd >= 0 && read(fd, id, 36) < 0) id[0] = 0; /* left open: the process is short */
     for (char *at = id; *at; at++)
         if (strspn(at, "0123456789abcdefABCDEF-") == 0) *at = 0;
 }
@@ -296,9 +294,8 @@ static void enter_pod(int fds[2], unsigned long long *inode) {
 /* -- the router ------------------------------------------------------------------------------------------------ */
 
 static bool wait_for(int fd, short events, long long end) {
-    struct pollfd ready = {fd, events, 0};
     long long left = end - now_ms(CLOCK_MONOTONIC);
-    return left > 0 && poll(&ready, 1, (int)left) == 1;
+    return left > 0 && poll(&(struct pollfd){fd, events, 0}, 1, (int)left) == 1;
 }
 
 static bool send_request(int fd, const struct buffer *request, const int *fds, int count, long long end) {
@@ -336,23 +333,19 @@ static bool receive(int fd, char *at, size_t len, long long end) {
 }
 
 /* One request, one answer into `reply`; false: there was none within that time. */
-/* One in another pid namespace has no process id here: the other router of a roll-out. */
-static bool is_foreign(int fd) {
-    struct ucred peer = {0};
-    socklen_t size = sizeof peer;
-    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.pid == 0;
-}
-
 static bool ask(const struct buffer *request, const int *fds, int count, int milliseconds) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval timeout = {.tv_sec = milliseconds / 1000};
+    struct ucred peer = {0}; /* without a process id: one of another pid namespace, the other router of a roll-out */
     long long end = now_ms(CLOCK_MONOTONIC) + milliseconds;
     uint32_t head;
     memcpy(address.sun_path, socket_path, sizeof socket_path);
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return false;
     bool answered = setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout) == 0 &&
-                    connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && !(own_only && is_foreign(fd)) &&
+                    connect(fd, (struct sockaddr *)&address, sizeof address) == 0 &&
+                    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){sizeof peer}) == 0 &&
+                    (peer.pid != 0 || !own_only) &&
                     send_request(fd, request, fds, count, end) && receive(fd, (char *)&head, sizeof head, end);
     if (answered) {
         reply_len = ntohl(head);
@@ -412,8 +405,6 @@ static void write_journal(const struct buffer *entry, char *name, size_t size) {
         fsync(folder) != 0) {
         fail(IO_FAILURE, "no router answers, and the journal %s cannot be written: %s", journal_path, strerror(errno));
     }
-    close(fd);
-    close(folder);
 }
 
 /* A fault of the request itself is the runtime's to hear: from the journal it would be as wrong. */
@@ -473,27 +464,19 @@ static int show_version(void) {
                   VERSIONS[found < 0 ? VERSION_COUNT - 1 : found]) < 0 || fflush(stdout) != 0;
 }
 
-/* Of the router that serves, or else of one that waits for its turn and answers at standby.sock. */
+/* Of this pod's own router: the one that serves, else one that waits for its turn and answers at standby.sock. */
 static int probe(const char *kind, const char *path) {
-    static const char standby[] = "standby.sock";
-    char text[64], serving[sizeof socket_path];
-    if (path && strlen(path) < sizeof socket_path) strcpy(socket_path, path);
-    strcpy(serving, socket_path);
-    snprintf(text, sizeof text, "{\"probe\":\"%s\"}", kind);
-    struct buffer request = {text, strlen(text), sizeof text, false};
+    char text[64];
+    struct buffer request = {text, 0, sizeof text, false};
+    add(&request, "{\"probe\":\"%s\"}", kind);
+    if (path && *path == '/' && strlen(path) + 16 < sizeof socket_path) strcpy(socket_path, path);
     own_only = true;
-    if (ask(&request, NULL, 0, AGAIN_MS)) {
-        if (reply_len == 2) return 0;
-        fprintf(stderr, "weave-router-cni: the router at %s is not %s: %.*s\n", socket_path, kind, (int)reply_len, reply);
-        return 1;
-    }
-    char *name = strrchr(socket_path, '/');
-    if (name && (size_t)(name + 1 - socket_path) + sizeof standby <= sizeof socket_path) {
-        strcpy(name + 1, standby);
-        if (ask(&request, NULL, 0, AGAIN_MS) && reply_len == 2) return 0;
-        strcpy(socket_path, serving);
-    }
-    fprintf(stderr, "weave-router-cni: the router at %s is not %s\n", socket_path, kind);
+    bool answered = ask(&request, NULL, 0, AGAIN_MS);
+    if (!answered) strcpy(strrchr(socket_path, '/') + 1, "standby.sock");
+    answered = answered || ask(&request, NULL, 0, AGAIN_MS);
+    if (answered && reply_len == 2) return 0;
+    fprintf(stderr, "weave-router-cni: the router is not %s: %.*s\n", kind, answered ? (int)reply_len : 9,
+            answered ? reply : "no answer");
     return 1;
 }
 
@@ -503,8 +486,7 @@ int main(int argc, char **argv) {
     if (argc > 1) {
         bool known = argc > 2 && strcmp(argv[1], "probe") == 0;
         if (known && (strcmp(argv[2], "live") == 0 || strcmp(argv[2], "ready") == 0)) return probe(argv[2], argv[3]);
-        fputs("usage: weave-router-cni probe live|ready [SOCKET]; else CNI_COMMAND says what to do\n", stderr);
-        return 2;
+        return fputs("usage: weave-router-cni probe live|ready [SOCKET]; else CNI_COMMAND says what to do\n", stderr), 2;
     }
     if (strcmp(command, "VERSION") == 0) return show_version();
     bool adds = strcmp(command, "ADD") == 0, dels = strcmp(command, "DEL") == 0, asks = strcmp(command, "STATUS") == 0;
