@@ -33,16 +33,6 @@ def test_a_sparse_flow_passes_a_blasting_one(world: World) -> None:
     assert [one for one in found if one not in sparse] == blast
 
 
-def test_a_blast_to_one_peer_delays_no_other(world: World) -> None:
-    world.engine.stop()
-    for i in range(BLAST):
-        world.put(plain(B, 600, i))
-    world.put(*[from_other(C, i) for i in range(3)])
-    start_again(world)
-    assert world.frames(slot=3, count=3) == [from_other(C, i) for i in range(3)]
-    wait_for(lambda: not any(world.engine.queue_depths()))
-
-
 def test_the_longest_flow_gives_way_and_is_counted(world: World) -> None:
     """1.6 MB of one pod and a few frames of another: what may not wait is dropped of the first, under `queue`."""
     before, read = world.engine.drops(), world.engine.counters()

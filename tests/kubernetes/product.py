@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from kubernetes import commands
 from kubernetes.cluster import Cluster, ClusterError, wait_for
 from kubernetes.images import ROOT
 
@@ -74,9 +75,8 @@ def router_on(cluster: Cluster, node: str) -> str:
     return str(newest["metadata"]["name"])
 
 
-def run_documented(cluster: Cluster, part: str, seconds: float = 300) -> str:
-    """The one command of docs/kubernetes.md that contains ``part``, as it stands there."""
+def run_documented(cluster: Cluster, part: str) -> str:
+    """The one command of docs/kubernetes.md that contains ``part``, by a shell, as it stands there; what it prints."""
     text = (ROOT / "docs" / "kubernetes.md").read_text()
-    (line,) = (line for line in text.splitlines() if line.startswith("kubectl ") and part in line)
-    words = line.partition("#")[0].replace("deploy/weave-router.yaml", str(MANIFEST)).split()[1:]
-    return cluster.kubectl(*words, timeout=seconds).stdout
+    (line,) = (line for line in text.splitlines() if line.startswith(("kubectl ", "until ")) and part in line)
+    return commands.execute(cluster, line.replace("deploy/weave-router.yaml", str(MANIFEST)))
