@@ -148,6 +148,8 @@ class Machine:
         """What an operator has on a host, and where this one's router keeps its files."""
         return {
             **self.router.environment,
+            "WEAVE_ROUTER_BIN_DIR": EXECUTABLES,
+            "WEAVE_ROUTER_CONF_DIR": NETWORKS,
             "PATH": f"{ROOT / '.venv' / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "CONTAINERD_NAMESPACE": self.name,
             "CONTAINERS_CONF": "/run/containers.toml",

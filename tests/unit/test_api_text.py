@@ -142,6 +142,8 @@ def test_tokens_say_what_is_safe_next(report) -> None:
     assert "next edit: safe, all nodes have the tokens of this one" in text.rotation(after)
     behind = msgspec.structs.replace(after, next_edit="wait", waits_for=("b", "c"))
     assert "next edit: wait for b, c, which have other tokens than this node" in text.rotation(behind)
+    away = msgspec.structs.replace(after, away=("d",))
+    assert "unreachable, with other tokens when last heard: d; copy the file there first" in text.rotation(away)
     assert "11111111: accepted by all, sent by none; safe to send with, or to remove" in text.rotation(after)
 
 

@@ -266,9 +266,11 @@ class Tokens(_Struct, frozen=True, kw_only=True):
     accepted: tuple[str, ...] = ()
     nodes: tuple[TokenUse, ...] = ()
     next_edit: Literal["safe", "wait"] = "safe"
-    """Whether every node has what this one has: the last edit has been read everywhere."""
+    """Whether every reachable node has what this one has: the last edit has been read everywhere."""
     waits_for: tuple[str, ...] = ()
-    """Names of the nodes that have not."""
+    """Names of the reachable nodes that have not."""
+    away: tuple[str, ...] = ()
+    """Names of unreachable nodes that had other tokens: without this node's file they may not come back."""
 
 
 class Kubernetes(_Struct, frozen=True, kw_only=True):

@@ -351,6 +351,8 @@ def rotation(state: schema.Tokens) -> str:
     lines += [_token_advice(state, token) for token in state.accepted]
     lines += [f"next edit: wait for {_some(state.waits_for)}, which have other tokens than this node"
               if state.next_edit == "wait" else "next edit: safe, all nodes have the tokens of this one"]
+    if state.away:
+        lines += [f"unreachable, with other tokens when last heard: {_some(state.away)}; copy the file there first"]
     return "\n".join(lines)
 
 

@@ -328,10 +328,13 @@ class View:
     def tokens(self) -> schema.Tokens:
         tokens = self._parts.tokens
         ids = [token.id for token in tokens]
-        behind = tuple(signed.record.shown_name for signed in self._parts.mesh.table
-                       if signed.record.token_sent != ids[0] or sorted(signed.record.tokens_accepted) != sorted(ids))
+        reachable = self._parts.mesh.status().reachable
+        behind = [signed for signed in self._parts.mesh.table
+                  if signed.record.token_sent != ids[0] or sorted(signed.record.tokens_accepted) != sorted(ids)]
+        waits_for = tuple(signed.record.shown_name for signed in behind if signed.node_id in reachable)
         return schema.Tokens(
-            next_edit="wait" if behind else "safe", waits_for=behind,
+            next_edit="wait" if waits_for else "safe", waits_for=waits_for,
+            away=tuple(signed.record.shown_name for signed in behind if signed.node_id not in reachable),
             sending=f"{tokens.first.id:08x}", accepted=tuple(f"{token.id:08x}" for token in tokens),
             nodes=tuple(
                 schema.TokenUse(peer=signed.node_id.hex(), nickname=signed.record.shown_name,
