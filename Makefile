@@ -171,7 +171,7 @@ soak-mesh: .setup/release
 	@SOAK=1 $(BIN)/python .ci/rooms mesh -- --timeout=0 $(ARGS)
 
 check-ipam: .setup/release
-	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m model.search --minutes 6 --total-minutes 115 --mebibytes 12288 \
+	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m model.search --minutes 10 --total-minutes 115 --mebibytes 12288 \
 	  --results docs/results/ipam-search.json $(ARGS)
 
 # -- kubernetes --------------------------------------------------------------------------------------------------
