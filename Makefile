@@ -187,7 +187,7 @@ test-kubernetes: .setup/release .setup/packages-kubernetes
 	@tests/kubernetes/programs/build $(if $(CONFORMANCE),--e2e)
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.images
 	@$(if $(CONFORMANCE),PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.conformance $(ARGS),\
-	  $(BIN)/python .ci/rooms kube kubernetes -- $(ARGS))
+	  $(BIN)/python .ci/rooms kube kubernetes k3s -- $(ARGS))
 
 soak-kubernetes: .setup/release .setup/packages-kubernetes
 	@tests/kubernetes/programs/build

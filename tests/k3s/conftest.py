@@ -1,0 +1,38 @@
+"""A cluster with k3s's ranges: Nodes carry parts of 10.42.0.0/16, Services have 10.43.0.0/16.
+
+The product is applied by the commands of docs/kubernetes.md, with options.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from kubernetes import control, product
+from kubernetes.cluster import Cluster, wait_for
+from kubernetes.typed import typed
+from quality import promises
+
+TEST_SECONDS = 480
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "k3s" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"   {line}", flush=True)
+
+    with Cluster(nodes=2, say=say, ranges=control.K3S) as made:
+        made.boot(mode="iptables", cidr=control.K3S.pods)
+        done = typed(made, promises.AT_INSTALL[0])
+        assert done.returncode == 0, done.stderr
+        made.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
+        wait_for("Nodes Ready", lambda: product.all_ready(made), 60)
+        wait_for("ServiceAccount default", lambda: made.get("serviceaccounts"), 30)
+        yield made
