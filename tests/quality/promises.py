@@ -62,6 +62,9 @@ ELSEWHERE: Final = {
     "weave-router status warnings": "kubernetes/test_z_uninstall.py::test_another_network_before_ours_is_named",
     "kubectl -n kube-system set env ds/weave-router WEAVE_ROUTER_UNINSTALL=1":
         "kubernetes/test_z_uninstall.py::test_uninstalled_with_pods_still_running",
+    "until ! kubectl -n kube-system get lease -l app.kubernetes.io/name=weave-router "
+    "-o jsonpath='{.items[*].spec.holderIdentity}' | grep '[^ ]'; do sleep 5; done":
+        "kubernetes/test_z_uninstall.py::test_uninstalled_with_pods_still_running",
     "kubectl -n kube-system delete secret,lease -l app.kubernetes.io/name=weave-router":
         "kube/test_leaving.py::test_the_documented_command_removes_the_rest",
     "weave-router expose": "mesh/test_ipam.py::test_claim_attach_by_name_expose_hide",
