@@ -210,9 +210,9 @@ class Pair:
             else:
                 self.left.port.send(frame)
         found: list[bytes] = []
-        for _ in range(2):  # joined frames are written behind what follows them in one burst, not behind the next
-            self._marker(found, timeout)
-            wait_for(lambda: not any(self.left.engine.queue_depths()))  # the marker may pass what waits in other flows
+        for _ in range(3):  # the first may pass what waits in other flows, and joined frames are written behind what
+            self._marker(found, timeout)  # follows them in one burst: the second's burst may be theirs, the third's not
+            wait_for(lambda: not any(self.left.engine.queue_depths()))
         return found
 
     def _marker(self, found: list[bytes], timeout: float) -> None:
