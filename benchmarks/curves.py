@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from _measures import Figures, Way, measures  # noqa: E402
 from _results import RESULTS, circumstances, load, merge_figures  # noqa: E402
-from kernel.fastpath_pair import LEFT, RIGHT, ip4, pair, text  # noqa: E402
+from kernel.fastpath_pair import RIGHT, ip4, pair  # noqa: E402
 from lab import Lab, LabError  # noqa: E402
 from lab.cluster import attach_pods, start_cluster, wait_joined  # noqa: E402
 from lab.namespace import Namespace  # noqa: E402
@@ -79,13 +79,7 @@ def tables(count: int, rounds: int, seconds: float) -> list[Figures]:
         both = stack.enter_context(pair())
         traffic = Traffic()
         stack.callback(traffic.close)
-        near, far = (Namespace(space.name, space.name) for space in both.spaces)
-        for space, interface, number in ((near, "ta", LEFT + 2), (far, "v1", RIGHT + 2)):
-            space.ip(
-                f"link set {interface} address {text(number)}",
-                f"link set {interface} mtu 1368",
-                f"address add {ip4(number)}/12 dev {interface}",
-            )
+        near, far = (Namespace(name, name) for name in both.stacks())
         for side in (both.left, both.right):
             side.engine.node_set(UNRELATED_SLOT, flags=fp.NODE_ANSWER, pod_mtu=1368)
             for block in range(min(BLOCKS, count)):

@@ -32,7 +32,6 @@ def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
         made.boot(mode="iptables", cidr=control.K3S.pods)
         done = typed(made, promises.AT_INSTALL[0])
         assert done.returncode == 0, done.stderr
-        made.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
-        wait_for("Nodes Ready", lambda: product.all_ready(made), 60)
+        product.wait_installed(made)
         wait_for("ServiceAccount default", lambda: made.get("serviceaccounts"), 30)
         yield made

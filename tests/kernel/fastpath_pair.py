@@ -202,6 +202,16 @@ class Pair:
         for side, to in ((self.left, port), (self.right, PORT_LEFT)):
             side.engine.path_set(2, remote=(loopback, to), local="", epoch=epoch, payload_max=payload_max, flags=flags)
 
+    def stacks(self) -> tuple[str, str]:
+        """Both ends become hosts, with addresses LEFT + 2 and RIGHT + 2; names of their namespaces."""
+        for space, interface, number in ((self.spaces[0], "ta", LEFT + 2), (self.spaces[1], "v1", RIGHT + 2)):
+            space.ip(
+                f"link set {interface} address {text(number)}",
+                f"link set {interface} mtu {POD_MTU}",
+                f"address add {ip4(number)}/{UNIVERSE_BITS} dev {interface}",
+            )
+        return self.spaces[0].name, self.spaces[1].name
+
     def exchange(self, frames: Iterable[bytes | tuple[bytes, bytes]], timeout: float = 10.0) -> list[bytes]:
         """Put frames in on the left (with or without a virtio header), take out on the right what comes of them."""
         for frame in frames:

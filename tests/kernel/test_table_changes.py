@@ -14,7 +14,7 @@ import statistics
 import time
 
 import pytest
-from kernel.fastpath_pair import LEFT, RIGHT, THIRD, Pair, Side, ip4, pair, text
+from kernel.fastpath_pair import RIGHT, THIRD, Pair, Side, ip4, pair
 from lab.namespace import Namespace
 from lab.traffic import Traffic
 
@@ -28,7 +28,6 @@ THROUGHPUT_LEAST = 0.93
 MISSES = ("no_owner", "no_session", "park_full", "no_answer", "foreign_source", "local_destination", "unknown_session",
           "bad_tag", "replay", "nonce")  # fmt: skip
 UNRELATED = 3
-A, B = LEFT + 2, RIGHT + 2
 
 
 def change(sides: list[Side], seconds: float, numbers: itertools.count[int]) -> None:
@@ -78,19 +77,13 @@ def misses(both: Pair) -> dict[str, int]:
 @pytest.mark.timeout(90)
 def test_unrelated_changes_cost_nothing() -> None:
     with pair() as both:
-        for namespace, interface, number in ((both.spaces[0], "ta", A), (both.spaces[1], "v1", B)):
-            namespace.ip(
-                f"link set {interface} address {text(number)}",
-                f"link set {interface} mtu 1368",
-                f"address add {ip4(number)}/12 dev {interface}",
-            )
         for side in (both.left, both.right):
             side.engine.node_set(UNRELATED, flags=fp.NODE_ANSWER, pod_mtu=1368)
-        near, far = (Namespace(space.name, label) for space, label in zip(both.spaces, ("left", "right"), strict=True))
+        near, far = (Namespace(name, name) for name in both.stacks())
         traffic = Traffic()
         numbers = itertools.count()
         try:
-            finish = traffic.tcp(near, far, ip4(B), seconds=2 * PAIRS * SLOTS * SLOT_SECONDS + 2, timeout=60)
+            finish = traffic.tcp(near, far, ip4(RIGHT + 2), seconds=2 * PAIRS * SLOTS * SLOT_SECONDS + 2, timeout=60)
             slot(both, False, numbers)  # slow start
             before = misses(both)
             ratios = [ratio(both, numbers) for _ in range(PAIRS)]

@@ -92,7 +92,7 @@ class Hostile:
         elif kind == "garbage":
             await _answer(writer, "200", self._rng.randbytes(self._rng.randrange(1, 4000)))
         elif kind == "hang":
-            await asyncio.sleep(60)
+            await reader.read()  # until the client gives up
         elif kind == "no length":
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Len")
             await writer.drain()

@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from kubernetes import pods, product
-from kubernetes.cluster import Cluster, ClusterError, Node
+from kubernetes.cluster import Cluster, ClusterError, Node, wait_for
 from lab.tools import tool
 
 FLOWS: Final = 200
 CALLS: Final = 50.0
 INTERVAL_MS: Final = 500
 DATAGRAM_MS: Final = 10
+SETTLED: Final = 1000 // DATAGRAM_MS
+"""Datagrams of each pair before and after what is done: a silence is seen only between two."""
+SETTLE_SECONDS: Final = 60
 SERVE_PORT: Final = 7800
 FIRST_PORT: Final = 7801
 END_SECONDS: Final = 30
@@ -102,7 +105,9 @@ class Load:
                 _ready(process)
             senders = [self._run(running, near, "traffic", "stream-send", to=self._places[far][1],
                                  port=ports[near, far], seconds=86400, interval=DATAGRAM_MS) for near, far in pairs]
+            self._settle()
             yield felt
+            self._settle()
             for process in (*senders, *callers):
                 process.terminate()
             for process in senders:
@@ -117,6 +122,18 @@ class Load:
             for process in running:
                 process.kill()
                 process.communicate()
+
+    def _settle(self) -> None:
+        """Wait until every pod has heard that many more of each other one."""
+        enough = {node: self._heard(node) + SETTLED * (len(self.nodes) - 1) for node in self._places}
+        wait_for("the load to be heard", lambda: all(self._heard(node) >= enough[node] for node in enough),
+                 SETTLE_SECONDS)
+
+    def _heard(self, node: str) -> int:
+        """Datagrams that the pod's kernel gave to a receiver."""
+        lines = Path(f"/proc/{self._places[node][0]}/net/snmp").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("Udp:"))
+        return int(values[names.index("InDatagrams")])
 
     def _run(self, running: list[subprocess.Popen[str]], node: str, program: str, mode: str,
              **options: object) -> subprocess.Popen[str]:

@@ -16,11 +16,16 @@ def install(cluster: Cluster) -> float:
     """Seconds from `kubectl apply` to every Node Ready and the DaemonSet rolled out."""
     began = time.monotonic()
     cluster.kubectl("apply", "-f", str(MANIFEST))
-    cluster.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
-    wait_for("Nodes Ready", lambda: all_ready(cluster), 60)
+    wait_installed(cluster)
     took = time.monotonic() - began
     wait_for("ServiceAccount default", lambda: cluster.get("serviceaccounts"), 30)
     return took
+
+
+def wait_installed(cluster: Cluster) -> None:
+    """The DaemonSet rolled out and every Node Ready."""
+    cluster.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
+    wait_for("Nodes Ready", lambda: all_ready(cluster), 60)
 
 
 def all_ready(cluster: Cluster) -> bool:

@@ -19,7 +19,7 @@ from kubernetes import images, rollout
 from kubernetes.blocks import outside, strays, twice
 from kubernetes.cluster import Cluster, Node, wait_for
 from kubernetes.load import Felt, Load
-from kubernetes.test_restart import RESTART_GAP, ROLLOUT_GAP, settle
+from kubernetes.test_restart import RESTART_GAP, ROLLOUT_GAP
 from kubernetes.test_z_fence import FREED_SECONDS, forget, is_ready, return_to_service, set_fence
 
 SOAK: Final = bool(os.environ.get("SOAK"))
@@ -104,10 +104,15 @@ def usage(cluster: Cluster, node: Node) -> tuple[float, int]:
     return int(said[1]) / 1024, int(said[3])
 
 
+def age(cluster: Cluster, node: Node) -> float:
+    said = rollout.inside(cluster, node, "weave-router", "status", "--json", check=False)
+    return float(json.loads(said)["service"]["uptime"]) if said else 0.0
+
+
 def usages(cluster: Cluster) -> dict[str, tuple[float, int]]:
     """Of routers that are AGE_SECONDS old at least."""
-    end = time.monotonic() + AGE_SECONDS
-    wait_for("routers of some age", lambda: time.monotonic() >= end, AGE_SECONDS + 5)
+    wait_for("routers of some age", lambda: all(age(cluster, node) >= AGE_SECONDS for node in cluster.nodes),
+             AGE_SECONDS + 60)
     return {node.name: usage(cluster, node) for node in cluster.nodes}
 
 
@@ -123,9 +128,7 @@ def test_a_day_of_events(cluster: Cluster) -> None:
         event = rng.choice(life.events)
         at = time.monotonic()
         with load.between() as felt:
-            settle()
             most = event()
-            settle()
         lines.append(line(event.__name__, time.monotonic() - at, felt))
         print(f"{time.monotonic() - began:6.0f} s  {event.__name__}: {felt}", flush=True)
         felt.check(most)

@@ -10,21 +10,17 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
-#include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#define PROGRAM "flows"
+#include "common.h"
 
 enum { CONNECTIONS_MAX = 4096, EVENTS = 64, DRAIN_MS = 8000, READY_MS = 20000 };
 
@@ -40,24 +36,8 @@ struct connection {
 
 static struct connection all[CONNECTIONS_MAX];
 static int epoll;
-static volatile sig_atomic_t stopped;
 static uint64_t broken, opened, refused, completed, stall, slowest;
 static char first_error[128];
-
-static void on_signal(int number) { (void)number; stopped = 1; }
-
-static void die(const char *what)
-{
-    fprintf(stderr, "flows: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static struct addrinfo *resolve(const char *address, const char *port)
 {

@@ -10,7 +10,6 @@
  * A reordered frame is held until 1 to 8 later frames of its direction have passed, at most HOLD_NS.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <linux/if_ether.h>
@@ -18,16 +17,13 @@
 #include <net/if.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <arpa/inet.h>
-#include <time.h>
 #include <unistd.h>
+
+#define PROGRAM "relay"
+#include "common.h"
 
 enum { FRAME_MAX = 16384, BATCH = 64, QUEUE = 4096, HOLD_NS = 3000000, PPM = 1000000, PASSED_MAX = 8 };
 
@@ -44,22 +40,6 @@ struct direction {
 
 static struct faults faults;
 static uint64_t random_state;
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int number) { (void)number; stopped = 1; }
-
-static void die(const char *what)
-{
-    fprintf(stderr, "relay: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static uint32_t draw(uint32_t below)
 {   /* splitmix64 */

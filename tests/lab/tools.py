@@ -25,7 +25,8 @@ def tool(name: str) -> Path:
 def _made(name: str) -> Path:
     """The executable made from ``tests/lab/<name>.c``. Replaced by rename: another lab may be running it."""
     source, target = Path(__file__).with_name(f"{name}.c"), BUILD_DIR / name
-    if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
+    newest = max(path.stat().st_mtime for path in (source, source.with_name("common.h")))
+    if target.exists() and target.stat().st_mtime >= newest:
         return target
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f"{name}.{os.getpid()}")

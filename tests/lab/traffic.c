@@ -16,22 +16,18 @@
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#define PROGRAM "traffic"
+#include "common.h"
 
 enum {
     BLOCK = 65536,          /* bytes of one hashed block of a TCP stream */
@@ -58,23 +54,6 @@ struct header {
     uint32_t magic, length;
     uint64_t number, sent_ns;
 };
-
-static volatile sig_atomic_t stopped;
-
-static void on_signal(int number) { (void)number; stopped = 1; }
-
-static void die(const char *what)
-{
-    fprintf(stderr, "traffic: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static void sleep_until(uint64_t at_ns)
 {
