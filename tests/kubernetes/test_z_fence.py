@@ -172,7 +172,8 @@ def test_cut_off_and_back_after_its_block_was_given_away(cluster: Cluster, victi
             wait_freed(cluster, held)
             give(cluster, block, first)
             exposed = next(str(address) for address in block.network.hosts() if str(address) != old)
-            rollout.inside(cluster, first, "weave-router", "expose", exposed)
+            wait_for(f"{exposed} exposed", lambda: exposed in rollout.inside(
+                cluster, first, "weave-router", "expose", exposed, check=False), 15)
             captures = [wire(node, tmp_path / node.name, "weave-tap", f"src host {old}") for node in cluster.nodes[:-1]]
             with captures[0], captures[1]:
                 assert pod_ports(victim) and all(up for up in pod_ports(victim).values())

@@ -82,3 +82,37 @@ def test_an_idle_node_asks_once_a_minute_at_most_beside_its_watches() -> None:
     assert 0 < sum(asked.values()) <= REQUESTS_A_MINUTE * SECONDS / 60, asked
     assert watches <= 3 * SECONDS / 300
     assert not [what for what in asked if not what.startswith("GET")], asked
+
+
+class Reluctant(Api):
+    """Answers events by these statuses, then takes them."""
+
+    def __init__(self, model: ApiModel, statuses: list[int]) -> None:
+        super().__init__(model)
+        self.statuses = statuses
+        self.taken: list[str] = []
+        self.done = asyncio.Event()
+
+    async def request(self, call: Call) -> Answer:
+        if self.statuses:
+            return Answer(self.statuses.pop(0))
+        self.taken.append(json.loads(call.body)["message"])
+        self.done.set()
+        return Answer(201)
+
+
+async def told(router: Router, api: Reluctant) -> list[str]:
+    driver = KubeDriver(router.core, api, Random(1), act=lambda work: None, world=World, changed=lambda: None)
+    task = asyncio.create_task(driver._events())
+    async with asyncio.timeout(600):
+        await api.done.wait()
+    task.cancel()
+    return api.taken
+
+
+def test_an_event_waits_for_an_api_server_that_takes_it() -> None:
+    """Away, a token that was replaced, too much to do, a fault; but not one that is forbidden, nor those behind it."""
+    router = Sim().add("a")
+    for sentence in ("forbidden", "kept"):
+        router.core.warn(sentence, sentence, "Reason")
+    assert virtual_loop.run(told(router, Reluctant(Sim().api, [403, 0, 401, 429, 500, 503]))) == ["kept"]

@@ -80,6 +80,11 @@ class Answer:
     detail: str = ""
     after: float = 0.0
 
+    @property
+    def may_change(self) -> bool:
+        """The same call may be answered otherwise in a while: no server, an outworn token, too much to do, a fault."""
+        return self.status in (0, 401, 429) or self.status >= 500
+
 
 @dataclass(frozen=True, slots=True)
 class World:

@@ -194,7 +194,7 @@ class KubeDriver:
                 node, uid = self.core.settings.node, self.core.own.uid if self.core.own else ""
                 body = objects.event_body(node, uid, reason, message, kind, utc(), os.urandom(8).hex())
                 answer = await self._api.request(Call("POST", "api/v1/namespaces/default/events", "event", body=body))
-                if answer.status == 0:
+                if answer.may_change:
                     self.core.event_refused(event)
                     break
 
