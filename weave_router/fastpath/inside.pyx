@@ -112,6 +112,7 @@ from weave_router.fastpath.wire cimport (
 
 cdef enum:
     READ_FRAMES = 256  # read ahead per burst
+    READ_BYTES = 131072  # likewise: a frame read only to be dropped costs what sealing it would
     SERVE_FRAMES = 64  # sealed per burst
     SERVE_BYTES = 262144
     FRAME_OFFSET = 128  # from a Queued to its frame, HEADROOM included
@@ -488,7 +489,8 @@ cdef int read_ahead(Worker *w) noexcept nogil:
     cdef Queued *victim
     cdef Frame f
     cdef int size, frames = 0
-    while frames < READ_FRAMES and not queue_enough(w.queues):
+    cdef int64_t bytes = 0
+    while frames < READ_FRAMES and (frames < SERVE_FRAMES or bytes < READ_BYTES) and not queue_enough(w.queues):
         place = queue_place(w.queues)
         if place == NULL:
             break
@@ -498,6 +500,7 @@ cdef int read_ahead(Worker *w) noexcept nogil:
         parse_untrusted(&f, <uint8_t *>place + FRAME_OFFSET, size)
         queue_put(w.queues, place, (FRAME_OFFSET + size + 63) & ~63, size, flow_hash(&f), source_of(&f))
         frames += 1
+        bytes += size
         while queue_over(w.queues):
             victim = queue_victim(w.queues)
             drop_traced(w, D_QUEUE, victim.flow)
