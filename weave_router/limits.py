@@ -14,6 +14,21 @@ WORKERS_MAX: Final = 15
 NODES_MAX: Final = 8192
 """Records a cluster may hold, hence slots of the fast path's node table."""
 
+REKEY_PACKETS: Final = 1 << 28
+"""Datagrams sealed under one key before it is renewed, each worker its share: so many of up to 2^11 bytes keep an
+attacker's advantage on AES-GCM under 2^-57 (RFC 9001 appendix B.1.1)."""
+
+REKEY_BYTES: Final = 1 << 38
+"""Bytes sealed under one key before it is renewed: the same for larger datagrams, which reach this first."""
+
+STATION_SECONDS: Final = 600.0
+"""A learned station that was not heard for so long is unknown again: five times a bridge's default, since a flood
+crosses every path."""
+
+STATION_HOLD_SECONDS: Final = 60.0
+"""A station heard from another node than before stays where it is for so long after its last move, so that two nodes
+with one MAC cost no more than one of them its frames."""
+
 # --- store ------------------------------------------------------------------------------------------------------
 
 COUNTER_BLOCK: Final = 1000

@@ -17,7 +17,7 @@ import struct
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -271,11 +271,16 @@ def start_side(
     offloads: int = ALL_OFFLOADS,
     refuse: frozenset[str] = frozenset(),
     network: int = 0,
+    steered: bool = True,
+    bounds: Mapping[str, Any] | None = None,
 ) -> Side:
-    """Engine on a TAP in `namespace` and sockets in `sockets_in`; the interfaces are set up by the caller before."""
+    """Engine on a TAP in `namespace` and sockets in `sockets_in`; the interfaces are set up by the caller before.
+
+    ``bounds``: of limits.py, by the names the engine has for them.
+    """
     taps = namespace.call(lambda: [open_tap(tap, offloads) for _ in range(workers)])
     sockets = sockets_in.call(lambda: [open_udp(port) for _ in range(workers)])
-    engine = fp.Engine(workers=workers, mtu=POD_MTU, refuse=refuse, network=network)
+    engine = fp.Engine(workers=workers, mtu=POD_MTU, refuse=refuse, network=network, **bounds or {})
     engine.start(
         taps,
         [s.fileno() for s in sockets],
@@ -283,6 +288,7 @@ def start_side(
         tap_csum=bool(offloads & CSUM),
         tap_tso=bool(offloads & TSO4),
         tap_uso=bool(offloads & USO4),
+        steered=steered,
     )
     engine.universe_set(UNIVERSE, UNIVERSE_BITS, PREFIX6)
     wait_for(lambda: transmits(namespace, tap))

@@ -71,13 +71,16 @@ class World:
         return [event for event in self.engine.events() if event[0] == kind]
 
 
-def build(stack: ExitStack, *, workers: int = 1, sessions: bool = True, steering: int = -1) -> World:
+def build(stack: ExitStack, *, workers: int = 1, sessions: bool = True, steering: int | None = None,
+          **bounds: float) -> World:  # fmt: skip
+    """``steering``: the descriptor of a program for the TAP, -1: the kernel takes none; ``bounds``: start_side's."""
     space = Namespace()
     stack.callback(space.close)
     space.ip("tuntap add ta mode tap vnet_hdr multi_queue", "link set ta mtu 9100 txqueuelen 4000 up")
-    side = start_side(space, "ta", 6783, sockets_in=space, watch=("ta", True), workers=workers)
+    side = start_side(space, "ta", 6783, sockets_in=space, watch=("ta", True), workers=workers,
+                      steered=steering != -1, bounds=bounds)  # fmt: skip
     stack.callback(side.close)
-    if steering >= 0:
+    if steering is not None:
         fcntl.ioctl(side.taps[0], 0x800454E0, struct.pack("i", steering))
     side.engine.route_set(LEFT, 26, fp.SLOT_LOCAL)
     world = World(space, side, {})

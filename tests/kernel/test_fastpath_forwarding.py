@@ -340,19 +340,6 @@ def test_floods_are_limited(world: World) -> None:
     assert 300 < world.dropped("flood_limit", before) - of_loud < 600, "the worker's own limit"
 
 
-def test_a_station_is_learned_and_one_that_moves_stays(world: World) -> None:
-    station = b"\2\2\2\2\2\2"
-    for slot in (2, 3):
-        peer = world.peers[slot]
-        peer.send(peer.sealed(FRAME, ethernet(mac(A), station, 0x1234, bytes(40))))
-        assert world.side.port.receive() is not None
-    assert [(m, s) for m, s, _ in world.engine.stations()] == [(station, 2)]
-    world.put(ethernet(station, mac(A), 0x1234, bytes(40)))
-    assert world.frames(2)[0][:6] == station
-    world.engine.node_del(2)
-    assert world.engine.stations() == []
-
-
 def test_the_owner_puts_the_real_mac_in_place(world: World) -> None:
     real = b"\2\7\7\7\7\7"
     world.engine.route_set(A, 32, fp.SLOT_LOCAL, real)

@@ -3,9 +3,12 @@
 Topology: fastpath_world.py.
 """
 
+import itertools
 import os
 import random
+import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -22,6 +25,7 @@ from kernel.fastpath_peer import (
 from kernel.fastpath_world import A, B, C, World, build, plain, start_again, use
 
 from weave_router.fastpath import engine as fp
+from weave_router.host.bpf_driver import load_tap_program
 
 # -- parking ---------------------------------------------------------------------------------------------------------
 
@@ -127,13 +131,13 @@ def test_capture_of_a_node_or_a_number(world: World) -> None:
 # -- many workers and moving tables ----------------------------------------------------------------------------------
 
 
-def test_a_flow_stays_on_one_lane() -> None:
-    """Four workers, our steering program, traffic both ways: tun alone moves flows to where answers are written."""
-    from weave_router.host.bpf_driver import load_tap_program
-
+@pytest.mark.parametrize("with_program", [True, False], ids=["program", "no-program"])
+def test_a_flow_stays_on_one_lane(with_program: bool) -> None:
+    """Four workers, traffic both ways: tun alone moves flows to where answers are written."""
     with ExitStack() as stack:
-        program = load_tap_program()
-        stack.callback(os.close, program)
+        program = load_tap_program() if with_program else -1
+        if with_program:
+            stack.callback(os.close, program)
         world = build(stack, workers=4, steering=program)
         peer, lanes = world.peers[2], {}
         flows = [(4, port) for port in range(2000, 2040)] + [(6, port) for port in range(2000, 2040)]
@@ -151,6 +155,45 @@ def test_a_flow_stays_on_one_lane() -> None:
                 assert world.side.port.receive() is not None
         assert all(len(found) == 1 for found in lanes.values())
         assert {next(iter(found)) for found in lanes.values()} == {0, 1, 2, 3}
+
+
+def test_workers_that_open_one_session_at_once_accept_nothing_twice() -> None:
+    """Two copies of every datagram, each to another worker at the same time, and the first of its lane, for which a window
+    is made: one of them is accepted, the other counted."""
+    with ExitStack() as stack:
+        world = build(stack, workers=2)
+        copies = senders(world, stack)
+        for generation in range(1, 61):
+            fresh, before = 0x500100 + generation, world.engine.drops()["replay"]
+            world.engine.session_add(fresh, 2, suite=fp.SUITE_AESGCM, send_key=bytes([102]) * 32, recv_key=bytes([2]) * 32,
+                                     remote_index=0x300002, flags=fp.SESSION_MAY_SEND)  # fmt: skip
+            world.peers[2].remote_index = fresh
+            frames = [ethernet(mac(A), mac(B), 0x1234, i.to_bytes(2, "big") * 30) for i in range(100)]
+            sealed = [world.peers[2].sealed(FRAME, frame, lane=i) for i, frame in enumerate(frames)]
+            world.engine.stop()
+            for send, datagram in itertools.product(copies, sealed):
+                send(datagram)
+            start_again(world)
+            found = [world.side.port.receive() for _ in frames]
+            assert sorted(found) == frames
+            wait_for(lambda: world.engine.drops()["replay"] - before == len(frames))  # noqa: B023
+            assert world.engine.session_figures(fresh).rx_packets == world.engine.session_figures(fresh).rx_failed == 100
+            assert world.events(fp.EV_CONFIRMED) == [(fp.EV_CONFIRMED, fresh)]
+        assert world.side.port.receive(0.0) is None
+
+
+def senders(world: World, stack: ExitStack) -> list[Callable[[bytes], object]]:
+    """One for each of two workers: the kernel spreads senders over the sockets of the port."""
+    found: dict[int, Callable[[bytes], object]] = {}
+    while len(found) < 2:
+        one = stack.enter_context(world.space.call(socket.socket, socket.AF_INET, socket.SOCK_DGRAM))
+        one.connect(("127.0.0.1", 6783))
+        before = [each["datagrams_received"] for each in world.engine.worker_counters()]
+        one.send(b"?")
+        wait_for(lambda: sum(each["datagrams_received"] for each in world.engine.worker_counters()) > sum(before))  # noqa: B023
+        [worker] = [i for i, n in enumerate(before) if world.engine.worker_counters()[i]["datagrams_received"] > n]
+        found.setdefault(worker, one.send)
+    return list(found.values())
 
 
 def test_tables_change_under_load_without_a_miss(world: World) -> None:

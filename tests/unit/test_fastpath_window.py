@@ -1,6 +1,7 @@
 """Replay window of the fast path: against a naive set over random sequences, and a table of edges as WireGuard's."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -76,3 +77,13 @@ EDGES: list[list[tuple[int, bool]]] = [
 def test_edges(sequence: list[tuple[int, bool]]) -> None:
     window = Window()
     assert [(counter, window.accept(counter)) for counter, _ in sequence] == sequence
+
+
+def test_no_worker_accepts_what_another_is_about_to_accept() -> None:
+    """Where no program steers datagrams by lane, the copies of one come to several workers."""
+    count, window = 10_000_000, Window()
+    assert window.accept(0)
+    with ThreadPoolExecutor(2) as pool:
+        again = pool.submit(window.accept_newest, count)
+        assert window.accept_all(1, count + 1) == count
+        assert again.result() == 0

@@ -60,7 +60,10 @@ class SessionFigures(NamedTuple):
 class Engine:
     """One TAP (one queue per worker), one UDP port (one socket per worker), and the tables that join them."""
 
-    def __init__(self, *, workers: int, mtu: int, refuse: frozenset[str] = ..., network: int = 0) -> None: ...
+    def __init__(self, *, workers: int, mtu: int, refuse: frozenset[str] = ..., network: int = 0,
+                 rekey_packets: int = ..., rekey_bytes: int = ..., station_seconds: float = ...,
+                 station_hold_seconds: float = ...) -> None:
+        """The last four are limits.py's; tests make them small."""
 
     event_fd: int
     """Readable when events() has something."""
@@ -71,7 +74,7 @@ class Engine:
     def start(self, tap_fds: Sequence[int], udp_fds: Sequence[int], *, vnet_hdr: int, tap_csum: bool, tap_tso: bool,
               tap_uso: bool, steered: bool = ...) -> None:
         """Borrow the descriptors (one of each per worker) and start the workers. ``vnet_hdr``: 10 or 12.
-        ``steered``: a program keeps flows on their TAP queue; else they are written through the queue of their hash."""
+        ``steered``: a program keeps flows on their TAP queue; else they are written through the one they come from."""
     def stop(self) -> None:
         """Stop and join the workers; descriptors stay open and are the caller's. Idempotent."""
     def events(self, limit: int = ...) -> list[tuple[object, ...]]: ...

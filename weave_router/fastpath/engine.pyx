@@ -115,6 +115,7 @@ from weave_router.fastpath.aead import CIPHERS_OPENSSL
 from weave_router.fastpath.counters import COUNTERS as _COUNTERS
 from weave_router.fastpath.counters import DROP_REASONS as _DROP_REASONS
 from weave_router.fastpath.figures import SessionFigures as _SessionFigures
+from weave_router.limits import REKEY_BYTES, REKEY_PACKETS, STATION_HOLD_SECONDS, STATION_SECONDS
 
 SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
 SLOT_NONE, SLOT_LOCAL = SLOT_NONE_, SLOT_LOCAL_
@@ -157,7 +158,9 @@ cdef class Engine:
     cdef readonly object refuse
     cdef readonly object ciphers
 
-    def __cinit__(self, *, int workers, int mtu, object refuse=frozenset(), int network=0):
+    def __cinit__(self, *, int workers, int mtu, object refuse=frozenset(), int network=0,
+                  uint64_t rekey_packets=REKEY_PACKETS, uint64_t rekey_bytes=REKEY_BYTES,
+                  double station_seconds=STATION_SECONDS, double station_hold_seconds=STATION_HOLD_SECONDS):
         cdef int i
         if not 1 <= workers <= WORKERS_MAX:
             raise ValueError(f"workers must be 1 to {WORKERS_MAX}")
@@ -190,6 +193,8 @@ cdef class Engine:
         self.s.network = <uint16_t>network
         self.s.mtu = mtu
         self.s.universe_mask = 0xFFFFFFFF
+        self.s.station_ns = <uint64_t>(station_seconds * 1e9)
+        self.s.station_hold_ns = <uint64_t>(station_hold_seconds * 1e9)
         self.s.mac_size = 16
         self.s.mac_params[0] = OSSL_PARAM_construct_size_t("size", &self.s.mac_size)
         self.s.mac_params[1] = OSSL_PARAM_construct_end()
@@ -199,6 +204,8 @@ cdef class Engine:
             self.w[i] = worker_new(self.s, i, workers)
             if self.w[i] == NULL:
                 raise MemoryError
+            self.w[i].rekey_packets = rekey_packets // <uint64_t>workers
+            self.w[i].rekey_bytes = rekey_bytes // <uint64_t>workers
 
     def __dealloc__(self):
         cdef int i

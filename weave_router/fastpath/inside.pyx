@@ -68,6 +68,7 @@ from weave_router.fastpath.includes.native cimport (
     store_be32,
     store_csum,
 )
+from weave_router.fastpath.lanes cimport keep_queue, queues_are_kept
 from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.queues cimport (
     Queued,
@@ -201,7 +202,7 @@ cdef int station_slot(Worker *w, const uint8_t *mac) noexcept nogil:
     for i in range(16):
         station = &s.stations[(at + i) & (STATIONS - 1)]
         if station.mac == key:
-            if w.now - station.seen_ns < <uint64_t>600000000000ULL:
+            if w.now - station.seen_ns < s.station_ns:
                 slot = station.slot
             break
     spin_unlock(&s.stations_lock)
@@ -375,6 +376,8 @@ cdef void to_node(Worker *w, int slot, uint8_t *data, int size, const uint8_t *v
     if w.parked_of[slot].frames and not w.parked_leaving:
         inside_parked(w)  # the session came since this burst began: what waited goes first
     parse_untrusted(&f, data, size)
+    if queues_are_kept(w):
+        keep_queue(w, &f)
     capture(w, 0, slot, &f)
     tos = inner_tos(&f)
     mtu = budget - f.l3

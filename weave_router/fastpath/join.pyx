@@ -22,7 +22,6 @@ from weave_router.fastpath.frame cimport (
     Frame,
     checksum_offset,
     complete_checksum,
-    flow_hash,
     ipv4_checksum,
     parse_untrusted,
     same_flow,
@@ -30,6 +29,7 @@ from weave_router.fastpath.frame cimport (
 )
 from weave_router.fastpath.includes.linux cimport errno, iovec, writev
 from weave_router.fastpath.includes.native cimport load_be16, load_be32, store_be16
+from weave_router.fastpath.lanes cimport kept_queue, queues_are_kept
 from weave_router.fastpath.report cimport count, drop_traced
 from weave_router.fastpath.state cimport JOIN_SEGMENTS, JOINS, Join, Worker
 
@@ -42,10 +42,8 @@ cdef enum:
 
 
 cdef inline int tap_for(Worker *w, const Frame *f) noexcept nogil:
-    """Our own queue where a program steers flows; else the queue that the flow's hash names (tun learns from writes)."""
-    if w.shared.steer_by_write and w.workers > 1:
-        return w.shared.tap_fds[flow_hash(f) % <uint32_t>w.workers]
-    return w.tap_fd
+    """Our own queue where a program steers flows; else the flow's, for tun learns from writes."""
+    return kept_queue(w, f) if queues_are_kept(w) else w.tap_fd
 
 
 cdef inline void written(Worker *w, long n) noexcept nogil:

@@ -150,7 +150,6 @@ from weave_router.fastpath.wire cimport (
 cdef enum:
     TELL_NS = 100000000  # strangers with our shape are told to Python at most ten times a second
     CANDIDATE_NS = 100000000
-    FLAP_NS = 60000000000  # a station that moved stays where it is for this long
     PARTIAL_NS = 1000000000
 
 # One datagram's surroundings, filled once per message.
@@ -211,7 +210,7 @@ cdef bint foreign_source(Shared *s, const Frame *f, int slot) noexcept nogil:
 
 
 cdef void learn(Worker *w, const uint8_t *mac, int slot) noexcept nogil:
-    """Remember where a station outside the universe is; one that moved stays put for 60 s."""
+    """Remember where a station outside the universe is; one that moved stays put for a while."""
     cdef Shared *s = w.shared
     cdef uint64_t key = (<uint64_t>load_be16(mac) << 32) | load_be32(mac + 2)
     cdef uint32_t i, at = <uint32_t>((key * <uint64_t>0x9E3779B97F4A7C15ULL) >> 52)
@@ -223,7 +222,7 @@ cdef void learn(Worker *w, const uint8_t *mac, int slot) noexcept nogil:
     for i in range(16):
         station = &s.stations[(at + i) & (STATIONS - 1)]
         if station.mac == key:
-            if <int>station.slot != slot and w.now - station.moved_ns > FLAP_NS:
+            if <int>station.slot != slot and w.now - station.moved_ns > s.station_hold_ns:
                 station.slot = slot
                 station.moved_ns = w.now
             if <int>station.slot == slot:

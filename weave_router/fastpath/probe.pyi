@@ -31,6 +31,10 @@ class Queues:
 
 class Window:
     def accept(self, counter: int) -> bool: ...
+    def accept_all(self, first: int, end: int) -> int:
+        """How many counters from ``first`` to before ``end`` were fresh; without the GIL, as workers call it."""
+    def accept_newest(self, end: int) -> int:
+        """Accept the newest counter again and again until that is ``end``, as a replayer might: how often it did."""
 
 def parse_untrusted(data: bytes) -> Parsed: ...
 def flow_hash(data: bytes) -> int: ...

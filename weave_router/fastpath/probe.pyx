@@ -17,7 +17,7 @@ from weave_router.fastpath.frame cimport (
     parse_untrusted as c_parse_untrusted,
     seed_checksum,
 )
-from weave_router.fastpath.includes.native cimport csum_fold, csum_partial
+from weave_router.fastpath.includes.native cimport acquire64, csum_fold, csum_partial
 from weave_router.fastpath.queues cimport (
     FRAME_COST as C_FRAME_COST,
     QUANTUM as C_QUANTUM,
@@ -49,6 +49,23 @@ cdef class Window:
 
     def accept(self, uint64_t counter):
         return bool(window_accept(&self.window, counter))
+
+    def accept_all(self, uint64_t first, uint64_t end):
+        cdef uint64_t counter
+        cdef long fresh = 0
+        with nogil:
+            for counter in range(first, end):
+                fresh += window_accept(&self.window, counter)
+        return fresh
+
+    def accept_newest(self, uint64_t end):
+        cdef uint64_t newest = 0
+        cdef long fresh = 0
+        with nogil:
+            while newest < end:
+                newest = acquire64(&self.window.newest)
+                fresh += window_accept(&self.window, newest)
+        return fresh
 
 
 cdef class Queues:

@@ -28,6 +28,7 @@ cdef enum:
     GROUPS_PER_NODE = 32
     FLOOD_SOURCES = 256  # token buckets of flood sources, the top byte of a hash
     STATIONS = 4096  # open addressing, a power of two
+    FLOW_QUEUES = 16384  # lanes.pxd, a power of two
     MAC_OWNERS = 131072  # the same; pages that no exception needs are never touched
     TRIE_NODES_MAX = 16384  # 2 KB each
     TOKENS_MAX = 4
@@ -237,6 +238,8 @@ cdef struct Worker:
     int wake_fd
     int epoll_fd
     int vnet_hdr
+    uint64_t rekey_packets  # our share of what one key may seal
+    uint64_t rekey_bytes
     uint32_t stop
     uint64_t seen  # quiescence: the shared generation last passed; GONE while asleep
     uint64_t now  # CLOCK_BOOTTIME ns, taken once per burst
@@ -294,7 +297,7 @@ cdef struct Shared:
     int tap_csum
     int tap_tso
     int tap_uso
-    int steer_by_write  # no steering program: write through the descriptor of queue hash % N
+    int steer_by_write  # no steering program: write through the queue that the flow is read from
     int event_fd
     uint32_t event_armed
     uint64_t generation
@@ -306,6 +309,8 @@ cdef struct Shared:
     Node *nodes
     int slot_top
     Session **sessions
+    uint64_t station_ns  # a station that was not heard for so long is unknown
+    uint64_t station_hold_ns  # one that moved stays where it is for so long
     uint32_t stations_lock  # of stations and mac_owners
     Station *stations
     MacOwner *mac_owners
@@ -314,6 +319,7 @@ cdef struct Shared:
     size_t mac_size
     int tap_fds[WORKERS_MAX]
     int udp_fds[WORKERS_MAX]
+    uint32_t flow_queue[FLOW_QUEUES]  # by flow hash: its 24 bits | worker + 1, 0: never read
 
 
 cdef inline uint64_t trie_find(const Shared *s, uint32_t number) noexcept nogil:

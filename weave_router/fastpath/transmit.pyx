@@ -92,7 +92,6 @@ from weave_router.fastpath.wire cimport (
 
 cdef enum:
     BUNDLE_FRAME_MAX = 512  # larger frames travel alone
-    REKEY_PACKETS = 1 << 28
     TRACE_FLUSH = 1
     TELL_NS = 100000000
 
@@ -124,8 +123,6 @@ cdef inline int next_nonce(Worker *w, Session *s, int epoch, uint8_t *header) no
         lane.counter = 0
     lane.counter += 1
     store_be64(header + 8, (<uint64_t>(epoch << 4 | w.id) << 56) | lane.counter)
-    if lane.counter >= REKEY_PACKETS / w.workers and exchange32(&s.rekey_asked, 1) == 0:
-        event_simple(w, EV_REKEY_, s.index, 0)
     return 0
 
 
@@ -136,7 +133,7 @@ cdef inline void sent_on(Worker *w, Session *s, int size) noexcept nogil:
     set64(&s.last_tx_ns, w.now)
     if relaxed64(&s.unanswered_rx_ns):
         set64(&s.unanswered_rx_ns, 0)
-    if lane.bytes >= (<uint64_t>1 << 38) / <uint64_t>w.workers and exchange32(&s.rekey_asked, 1) == 0:
+    if (lane.packets >= w.rekey_packets or lane.bytes >= w.rekey_bytes) and exchange32(&s.rekey_asked, 1) == 0:
         event_simple(w, EV_REKEY_, s.index, 0)
 
 
