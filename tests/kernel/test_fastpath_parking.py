@@ -158,15 +158,15 @@ def test_a_flow_stays_on_one_lane(with_program: bool) -> None:
 
 
 def test_workers_that_open_one_session_at_once_accept_nothing_twice() -> None:
-    """Two copies of every datagram, each to another worker at the same time, and the first of its lane, for which a window
-    is made: one of them is accepted, the other counted."""
+    """Two copies of every datagram, each to another worker at the same time, and the first of its lane, for which a
+    window is made: one of them is accepted, the other counted."""
     with ExitStack() as stack:
         world = build(stack, workers=2)
         copies = senders(world, stack)
         for generation in range(1, 61):
             fresh, before = 0x500100 + generation, world.engine.drops()["replay"]
-            world.engine.session_add(fresh, 2, suite=fp.SUITE_AESGCM, send_key=bytes([102]) * 32, recv_key=bytes([2]) * 32,
-                                     remote_index=0x300002, flags=fp.SESSION_MAY_SEND)  # fmt: skip
+            world.engine.session_add(fresh, 2, suite=fp.SUITE_AESGCM, send_key=bytes([102]) * 32,
+                                     recv_key=bytes([2]) * 32, remote_index=0x300002, flags=0)  # fmt: skip
             world.peers[2].remote_index = fresh
             frames = [ethernet(mac(A), mac(B), 0x1234, i.to_bytes(2, "big") * 30) for i in range(100)]
             sealed = [world.peers[2].sealed(FRAME, frame, lane=i) for i, frame in enumerate(frames)]
@@ -177,7 +177,8 @@ def test_workers_that_open_one_session_at_once_accept_nothing_twice() -> None:
             found = [world.side.port.receive() for _ in frames]
             assert sorted(found) == frames
             wait_for(lambda: world.engine.drops()["replay"] - before == len(frames))  # noqa: B023
-            assert world.engine.session_figures(fresh).rx_packets == world.engine.session_figures(fresh).rx_failed == 100
+            figures = world.engine.session_figures(fresh)
+            assert figures.rx_packets == figures.rx_failed == len(frames)
             assert world.events(fp.EV_CONFIRMED) == [(fp.EV_CONFIRMED, fresh)]
         assert world.side.port.receive(0.0) is None
 
