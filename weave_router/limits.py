@@ -293,6 +293,10 @@ EXCEPTION_SENT_SECONDS: Final = 2.0
 """An ADD with a MAC of its own waits so long until the record that says so is sent: records go out once per second when
 their burst is spent."""
 
+EXCEPTION_CROSSING_SECONDS: Final = 0.25
+"""It then waits so long for the record of another node that asked for the same MAC before it heard of this one: some
+links of up to 50 ms each."""
+
 CNI_JOURNAL_ENTRIES_MAX: Final = 4096
 """Entries of the DEL journal looked at in one pass: the rest comes in the next; a node runs some hundred pods."""
 

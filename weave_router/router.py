@@ -370,7 +370,8 @@ class Router:
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
                                        announce=self.record.announce, owner_of=self.peers.other_owner,
                                        owner_of_mac=self.peers.other_owner_of_mac, addresses=self.ipam_driver,
-                                       until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)))
+                                       until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)),
+                                       keeper=lambda mac: cni_driver.keeper(lambda: self.peers.rival_for_mac(mac)))
         self._make_book()
         self._cni_files = cni_driver.Files(Path(config.state_dir), Path(config.run_dir), self.boot_id)
         self.cni = CniService(settings, self.attachments, self.host, self._cni_files, cni_driver.inode_of,

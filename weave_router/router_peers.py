@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from weave_router import limits
+from weave_router.cni.attachments import Rival
 from weave_router.fastpath import engine as fastpath
 from weave_router.ipam.founding import block_prefix
 from weave_router.ipam.number import Universe
@@ -98,6 +99,11 @@ class Peers:
         """The name of the other node that announces an address with this MAC."""
         owner = self._routes.announcer_of(mac)
         return None if owner is None else self._name_of(owner)
+
+    def rival_for_mac(self, mac: bytes) -> Rival | None:
+        """As for an address that two announce: the smaller node id goes first."""
+        owner = self._routes.announcer_of(mac)
+        return None if owner is None else Rival(self._name_of(owner), owner < self._me)
 
     def inside(self, address: str) -> bool:
         """Whether the overlay itself would carry it."""

@@ -18,7 +18,7 @@ from cni.shim import VERSIONS, Shim, installed
 from weave_router import limits
 from weave_router.cni import cni_driver
 from weave_router.cni.addresses import Addresses, ByHand
-from weave_router.cni.attachments import Attachments, PodSettings
+from weave_router.cni.attachments import Attachments, PodSettings, Rival
 from weave_router.cni.codes import Code
 from weave_router.cni.service import CniService
 from weave_router.host.bridge import BridgePlan
@@ -31,7 +31,7 @@ from weave_router.store import Attachment
 
 UNIVERSE, TWIN = IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96")
 INODE = 4026531000
-MAC_ELSEWHERE = bytes.fromhex("020000000099")
+MAC_ELSEWHERE, MAC_CROSSED = bytes.fromhex("020000000099"), bytes.fromhex("020000000098")
 
 
 class World:
@@ -49,7 +49,7 @@ class World:
         self.attachments = Attachments(
             settings, host=self, store=self, in_writer=self.in_writer, announce=lambda: None,
             owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, owner_of_mac={MAC_ELSEWHERE: "other"}.get,
-            until_sent=self.until_sent, addresses=addresses)
+            until_sent=self.until_sent, keeper=self.keeper, addresses=addresses)
         self.service = CniService(settings, self.attachments, self, self, lambda fd: fd, self.number_of)
 
     async def in_writer(self, work: Callable[[], object]) -> object:
@@ -57,6 +57,10 @@ class World:
 
     async def until_sent(self, number: int, mac: bytes) -> None:
         self.waited_for.append((number, mac))
+
+    async def keeper(self, mac: bytes) -> str | None:
+        """Of a MAC that the other node was given in this very moment."""
+        return "other" if mac == MAC_CROSSED else None
 
     def number_of(self, address: Any) -> int | None:
         return int(address) & 0xFFFFFFFF if address in UNIVERSE or address in TWIN else None
@@ -228,13 +232,41 @@ def test_an_add_with_a_mac_waits_until_the_others_were_told() -> None:
     assert world.ask("DEL") == {} and world.attachments.exceptions() == {}
 
 
-def test_the_wait_ends_when_it_was_sent_and_else_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
+def test_a_mac_that_another_node_keeps_leaves_nothing() -> None:
+    world = World()
+    answer = world.ask("ADD", args="IP=10.32.0.5;MAC=02:00:00:00:00:98")
+    assert answer["code"] == Code.ADDRESS_REFUSED and "a pod of node other" in answer["msg"]
+    assert world.rows == world.wired == world.attachments.exceptions() == {}
+    assert "code" not in world.ask("ADD", args="IP=10.32.0.5")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What was slept so far, and nobody waits."""
+    slept = [0.0]
 
     async def sleep(seconds: float) -> None:
-        clock[0] += seconds
+        slept[0] += seconds
 
     monkeypatch.setattr(cni_driver.asyncio, "sleep", sleep)
+    return slept
+
+
+@pytest.mark.parametrize(("goes_first", "gone_at", "keeper", "after"), [
+    (True, 9.0, "other", 0.0), (False, 0.5, None, 0.25), (False, 0.1, None, 0.0),
+    (False, 9.0, "other", limits.EXCEPTION_SENT_SECONDS),
+])  # fmt: skip
+def test_who_keeps_a_mac_that_two_were_given(clock: list[float], goes_first: bool, gone_at: float, keeper: str | None,
+                                             after: float) -> None:
+    """The record of a rival needs a while to get here, and one that must yield a while to take it back."""
+    def rival() -> Rival | None:
+        return None if clock[0] >= gone_at else Rival("other", goes_first)
+
+    assert asyncio.run(cni_driver.keeper(rival)) == keeper
+    assert clock[0] == pytest.approx(limits.EXCEPTION_CROSSING_SECONDS + after, abs=0.03)
+
+
+def test_the_wait_ends_when_it_was_sent_and_else_too(clock: list[float]) -> None:
     asyncio.run(cni_driver.until_sent(lambda: True))
     assert clock == [0.0]
     asyncio.run(cni_driver.until_sent(lambda: clock[0] > 0.5))

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,27 @@ def test_a_requested_mac_is_known_everywhere(nodes: tuple[Node, Node], node: Nod
     wait_for("b to reach it by its own MAC", lambda: ping(pods[2], "10.32.0.5", wait=0.3))
     quiet(node.run("DEL", pods[1]))
     quiet(other.run("DEL", pods[2], "c3"))
+
+
+def test_a_mac_asked_for_on_two_nodes_at_once_is_given_to_one(nodes: tuple[Node, Node], node: Node,
+                                                              pods: list[Namespace]) -> None:
+    """Both ADDs pass before either record arrives, most of the time; then one is told and leaves nothing."""
+    for turn in range(5):
+        mac = f"02:00:00:00:01:{turn:02x}"
+        with ThreadPoolExecutor(2) as pool:
+            done = [each.result() for each in [
+                pool.submit(one.run, "ADD", pod, args=f"IP={ip};MAC={mac}")
+                for one, pod, ip in zip(nodes, pods, ("10.32.0.5", "10.32.0.30"), strict=False)]]  # fmt: skip
+        [loser] = [one for one in done if one.status]
+        winner, at = added(next(one for one in done if one is not loser)), done.index(loser)
+        assert loser.code == 102 and "a pod of node " in loser.value["msg"], loser
+        assert nodes[at].attachments() == [] and winner["interfaces"][2]["mac"] == mac
+        third = pods[2], f"c{turn}"
+        added(nodes[at].run("ADD", *third, args="IP=10.32.0.31"))
+        to = ("10.32.0.5", "10.32.0.30")[1 - at]
+        wait_for("the one that has it", lambda to=to: ping(pods[2], to, wait=0.3))
+        quiet(nodes[at].run("DEL", *third))
+        quiet(nodes[1 - at].run("DEL", pods[1 - at]))
 
 
 def test_several_addresses_of_one_pod(nodes: tuple[Node, Node], node: Node, pods: list[Namespace]) -> None:

@@ -7,6 +7,7 @@
 Forged frames are sent by a packet socket inside pod A; what came through is read at pod B.
 """
 
+import os
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from kernel.host_world import TABLES, UNIVERSE6, Node, everything, plan_of
 from lab.frames import Station, Wire, forged, honest, open_raw
 
 from weave_router import limits
-from weave_router.host import netfilter, pod_driver, sysctl_driver
+from weave_router.host import netfilter, pod_driver, sysctl_driver, tap_driver
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import port_name
 from weave_router.host.netlink_driver import find
@@ -66,7 +67,20 @@ def test_pod_is_as_planned(pods: Pods) -> None:
     for words in ("learning off", "flood off", "hairpin off", "locked on", "alias weave-router a eth0 10.32.0.2"):
         assert words in port, words
     fdb = pods.node.netns.run("bridge", "fdb", "show", "dev", pods.plan_a.port)
-    assert "0a:58:0a:20:00:02 master weave static" in fdb
+    assert "0a:58:0a:20:00:02 sticky master weave static" in fdb
+
+
+def test_a_frame_from_the_tap_with_a_pod_s_mac_takes_nothing_from_the_pod(pods: Pods) -> None:
+    """Nodes that were given the same MAC before they knew of each other: each goes on with its own."""
+    tap_driver.set_carrier(pods.node.tap, True)
+    frame = bytes.fromhex("0a580a200003" "0a580a200002") + b"\x88\xb5" + bytes(46)
+    listener = pods.b.call(open_raw, "eth0")
+    os.write(pods.node.tap.fds[0], bytes(pods.node.tap.vnet_hdr) + frame)
+    listener.settimeout(5)
+    while listener.recv(2048) != frame:
+        pass
+    listener.close()
+    pods.b.run("ping", "-c1", "-W1", "10.32.0.2")
 
 
 def test_default_route_of_both_families_where_the_host_has_one(node: Node, make_netns: Callable[[], Netns]) -> None:

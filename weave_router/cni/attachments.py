@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
-from typing import Protocol
+from typing import NoReturn, Protocol
 from weakref import WeakValueDictionary
 
 from weave_router.cni.addresses import Addresses, ByHand, MacTakenError
@@ -71,17 +71,27 @@ class Wish:
     pod: str = ""
 
 
+@dataclass(frozen=True)
+class Rival:
+    """Another node that announces a MAC which this one announces, too; ``goes_first``: where both were given it."""
+
+    name: str
+    goes_first: bool
+
+
 class Attachments:
     """``announce``: tells others this node's numbers, after each change; raises ValueError when a record is full.
     ``owner_of`` and ``owner_of_mac``: name of another node that announces a number, or a MAC that does not follow from
     its number; None where nobody does. ``until_sent``: waits a little until other nodes were told of such a one.
-    ``addresses`` None: by hand."""
+    ``keeper``: waits a little for another node that was given the same MAC at the same time; the name of that one if
+    the MAC stays with it. ``addresses`` None: by hand."""
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
                  announce: Callable[[], None], owner_of: Callable[[int], str | None],
                  owner_of_mac: Callable[[bytes], str | None],
-                 until_sent: Callable[[int, bytes], Awaitable[None]], addresses: Addresses | None = None) -> None:
+                 until_sent: Callable[[int, bytes], Awaitable[None]],
+                 keeper: Callable[[bytes], Awaitable[str | None]], addresses: Addresses | None = None) -> None:
         self._settings = settings
         self._host = host
         self._store = store
@@ -90,6 +100,7 @@ class Attachments:
         self._owner_of = owner_of
         self._owner_of_mac = owner_of_mac
         self._until_sent = until_sent
+        self._keeper = keeper
         self._exceptions: dict[tuple[str, str], dict[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
         self._attached: dict[tuple[str, str], Attached] = {}
@@ -225,6 +236,11 @@ class Attachments:
         held = self._held[key]
         for number, mac in self._exceptions.get(key, {}).items():
             await self._until_sent(number, mac)
+        if wish.mac and key in self._exceptions:
+            keeper = await self._keeper(held.mac)
+            if keeper is not None:
+                await asyncio.shield(self._unwire(key, before))
+                _refuse_taken_mac(numbers[0], wish.mac, f"a pod of node {keeper}")
         return held
 
     def _take(self, key: tuple[str, str], attachment: Attachment) -> None:
@@ -252,8 +268,7 @@ class Attachments:
         elsewhere = self._owner_of_mac(wanted) if wanted and not owner else None
         owner = owner or (f"a pod of node {elsewhere}" if elsewhere else "")
         if owner:
-            raise MacTakenError(f"MAC {mac} belongs to {owner}: ask for another one, or for none "
-                                f"({IPv4Address(number)} then has {mac_text(mac_of(number))})")
+            _refuse_taken_mac(number, mac, owner)
 
     async def _forget(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         self._drop(key)
@@ -304,6 +319,11 @@ class Attachments:
 
 def _on_port(attachment: Attachment, port: str) -> Attachment:
     return replace(attachment, host_ifname=port)
+
+
+def _refuse_taken_mac(number: int, mac: str, owner: str) -> NoReturn:
+    raise MacTakenError(f"MAC {mac} belongs to {owner}: ask for another one, or for none "
+                        f"({IPv4Address(number)} then has {mac_text(mac_of(number))})")
 
 
 def _mac_bytes(text: str) -> bytes:

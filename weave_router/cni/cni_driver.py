@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from weave_router.cni.attachments import Rival
 from weave_router.errors import UserError
 from weave_router.limits import (
     CNI_ALIVE_SECONDS,
     CNI_JOURNAL_ENTRIES_MAX,
     CNI_JOURNAL_TEMPORARY_SECONDS,
+    EXCEPTION_CROSSING_SECONDS,
     EXCEPTION_SENT_SECONDS,
     HANDOVER_REQUEST_BYTES,
 )
@@ -113,6 +115,15 @@ async def until_sent(is_sent: Callable[[], bool]) -> None:
         if is_sent():
             return
         await asyncio.sleep(_SENT_POLL_SECONDS)
+
+
+async def keeper(rival: Callable[[], Rival | None]) -> str | None:
+    """The name of the node that keeps a MAC which this one announces; None: this one does. A rival that does not go
+    first is about to take its own back, if it had not been given it before."""
+    await asyncio.sleep(EXCEPTION_CROSSING_SECONDS)
+    await until_sent(lambda: (one := rival()) is None or one.goes_first)
+    found = rival()
+    return None if found is None else found.name
 
 
 def inode_of(descriptor: int) -> int:

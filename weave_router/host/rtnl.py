@@ -52,7 +52,7 @@ from weave_router.host.rtnl_numbers import (
 
 IFF_UP: Final = 1
 _NESTED: Final = 0x8000
-_NTF_MASTER, _NUD_NOARP, _RTNH_F_ONLINK = 0x04, 0x40, 4
+_NTF_MASTER, _NTF_STICKY, _NUD_NOARP, _RTNH_F_ONLINK = 0x04, 0x40, 0x40, 4
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -188,8 +188,8 @@ def route_new(index: int, to: IPv4Network | IPv6Network, gateway: IPv4Address | 
 
 
 def forwarding_entry(port: int, mac: str) -> Message:
-    """Static, in the bridge of the port."""
-    head = _NEIGHBOUR.pack(AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER, 0)
+    """Static, in the bridge of the port; sticky, for even a static one follows a frame with this source to the TAP."""
+    head = _NEIGHBOUR.pack(AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER | _NTF_STICKY, 0)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + _mac(NDA_LLADDR, mac))
 
 
