@@ -113,6 +113,9 @@ RECORD_TAGS_MAX: Final = 8
 RECORD_TAG_BYTES_MAX: Final = 32
 """Bytes of a tag's key or value, for the same reason."""
 
+RECORD_LOST_MAX: Final = 8
+"""Lost blocks that a record names: whoever lost more is cut off as a whole, and each of these says so."""
+
 RECORD_TRUSTED_MAX: Final = 16
 """Networks of --trusted-subnets, which the record names: about 50 bytes each at most, within 4 KiB."""
 

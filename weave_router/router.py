@@ -338,7 +338,9 @@ class Router:
         closing.push_async_callback(self.mesh_driver.close)
         self.record.announce()
         await self.cni.drain()
-        await self.view.set_targets((*self.store.targets(), *config.targets))
+        await self.view.set_targets(self.store.targets(), config.targets)
+        if self.kube is not None:
+            self.kube.call_nodes()
         self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self.view.attach, self.view.abandoned)
         server = await asyncio.to_thread(importlib.import_module, "weave_router.api.server")
         await closing.enter_async_context(server.ApiServer(self.view, config.run_dir))

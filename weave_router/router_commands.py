@@ -31,29 +31,39 @@ class Commands(View):
     def __init__(self, parts: Parts, router: "Router") -> None:
         super().__init__(parts)
         self._router = router
+        self._configured: tuple[str, ...] = ()
+        """Targets of this start alone: the next has a configuration of its own."""
+        self._targets: tuple[str, ...] = ()
 
     async def connect(self, request: schema.ConnectRequest) -> schema.TargetsReply:
-        present = () if request.replace else await self._router.in_writer(self._router.store.targets)
-        return await self.set_targets((*present, *request.targets))
+        if request.replace:
+            return await self.set_targets(request.targets, ())
+        return await self.set_targets((*await self._stored(), *request.targets), self._configured)
 
     async def forget(self, request: schema.ForgetRequest) -> schema.TargetsReply:
-        present = await self._router.in_writer(self._router.store.targets)
-        unknown = [target for target in request.targets if target not in present]
+        stored = await self._stored()
+        unknown = [target for target in request.targets if target not in (*stored, *self._configured)]
         if unknown:
             raise UserError(f"{unknown[0]} is no target: see `weave-router status targets`")
-        return await self.set_targets([target for target in present if target not in request.targets])
+        return await self.set_targets([target for target in stored if target not in request.targets],
+                                      [target for target in self._configured if target not in request.targets])
 
-    async def set_targets(self, targets: Iterable[str]) -> schema.TargetsReply:
-        """Exactly these, on disk first. Names are checked before anything changes."""
-        wanted = tuple(dict.fromkeys(targets))
+    async def _stored(self) -> tuple[str, ...]:
+        return await self._router.in_writer(self._router.store.targets)
+
+    async def set_targets(self, stored: Iterable[str], configured: Iterable[str]) -> schema.TargetsReply:
+        """Exactly these beside the Nodes of a cluster, ``stored`` on disk first. Names are checked before anything
+        changes."""
+        stored, configured = tuple(dict.fromkeys(stored)), tuple(configured)
+        wanted = tuple(dict.fromkeys((*stored, *configured)))
         for target in wanted:
             parse_target(target)
-        await self._router.in_writer(lambda: self._router.store.set_targets(wanted))
-        present = {target.text for target in self._parts.mesh.targets.all()}
-        for target in present.difference(wanted):
+        await self._router.in_writer(lambda: self._router.store.set_targets(stored))
+        before, self._targets, self._configured = self._targets, wanted, configured
+        for target in set(before).difference(wanted):
             self._router.mesh_driver.do(lambda mesh, now, target=target: mesh.target_remove(target, now))  # type: ignore[misc]
         for target in wanted:
-            if target not in present:
+            if target not in before:
                 self._router.mesh_driver.do(lambda mesh, now, target=target: mesh.target_add(target, now))  # type: ignore[misc]
         return schema.TargetsReply(targets=wanted)
 

@@ -23,7 +23,8 @@ APPLICATION_ID: Final = 0x77727374
 EPOCH: Final = 1
 """Raised by a change that older programs cannot live with. Within an epoch, migrations only add."""
 
-KEPT: Final = ("store.db", "store.db-wal", "store.db-shm", "store.db-journal", "kubernetes.json", "token")
+KEPT: Final = ("store.db", "store.db-wal", "store.db-shm", "store.db-journal", "kubernetes.json",
+               "kubernetes-nodes", "token")
 """All that a node keeps: the store, and what it agreed on with its cluster."""
 JOURNAL: Final = "cni-journal"
 """Folder of DELs that shims could not hand over."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from kubernetes import control, product
 from kubernetes.cluster import Cluster, wait_for
+from kubernetes.conftest import progress
 from kubernetes.typed import typed
 from quality import promises
 
@@ -22,16 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster(pytestconfig: pytest.Config) -> Iterator[Cluster]:
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"   {line}", flush=True)
-
-    with Cluster(nodes=2, say=say, ranges=control.K3S) as made:
+    with Cluster(nodes=2, say=progress(pytestconfig), ranges=control.K3S) as made:
         made.boot(mode="iptables", cidr=control.K3S.pods)
-        done = typed(made, promises.AT_INSTALL[0])
-        assert done.returncode == 0, done.stderr
+        for line in promises.AT_INSTALL[:2]:
+            done = typed(made, line)
+            assert done.returncode == 0, (line, done.stderr)
         product.wait_installed(made)
         wait_for("ServiceAccount default", lambda: made.get("serviceaccounts"), 30)
         yield made

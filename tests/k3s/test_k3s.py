@@ -50,8 +50,8 @@ def test_pods_and_services_connect(cluster: Cluster, serving: list[Pod]) -> None
         assert from_pod(pod, address, 80).startswith("web-")
 
 
-def test_a_variable_set_before_the_first_start(serving: list[Pod]) -> None:
-    """WEAVE_ROUTER_MTU."""
+def test_an_option_set_before_the_first_start(serving: list[Pod]) -> None:
+    """`mtu` in the ConfigMap."""
     for pod in serving:
         assert "mtu 1300" in pod.run("ip", "link", "show", "eth0")
 
@@ -65,18 +65,23 @@ def test_a_variable_set_later(cluster: Cluster, serving: list[Pod]) -> None:
 
 
 def test_the_configmap_is_read_and_variables_come_first(cluster: Cluster, serving: list[Pod]) -> None:
-    """WEAVE_ROUTER_TARGETS, and `targets` in the file."""
+    """WEAVE_ROUTER_TARGETS, and `targets` in the file; WEAVE_ROUTER_MTU for pods that are made from now on."""
     for line in (*promises.AT_INSTALL[4:], promises.AT_INSTALL[3]):
         done = typed(cluster, line)
         assert done.returncode == 0, (line, done.stderr)
     for node in cluster.nodes:
         assert "192.0.2.98" in json.dumps(status(node)["targets"])
-    set_env = "kubectl -n kube-system set env ds/weave-router WEAVE_ROUTER_TARGETS=192.0.2.99"
+    set_env = "kubectl -n kube-system set env ds/weave-router WEAVE_ROUTER_TARGETS=192.0.2.99 " \
+              "WEAVE_ROUTER_MTU=1280"
     for line in (set_env, promises.AT_INSTALL[3]):
         assert typed(cluster, line).returncode == 0, line
     for node in cluster.nodes:
         found = json.dumps(status(node)["targets"])
         assert "192.0.2.99" in found and "192.0.2.98" not in found
+    with cluster.objects(pods.pod("smaller", cluster.nodes[0].name)):
+        product.wait_running(cluster, ["smaller"])
+        assert "mtu 1280" in Pod(cluster, cluster.nodes[0], "smaller").run("ip", "link", "show", "eth0")
+    assert "mtu 1300" in serving[0].run("ip", "link", "show", "eth0")
 
 
 def test_z_delete_leaves_pods_their_wiring(cluster: Cluster, serving: list[Pod]) -> None:

@@ -12,15 +12,21 @@ from ipaddress import IPv4Address, IPv4Network
 from kube.member import LEASES, SECRET, Member, edit_secret, holders
 from kube.server import Server
 from lab.lab import Lab
+from lab.network import Pod
 from lab.router import new_token, ping, wait_for, wait_ping
 
 from weave_router.tunnel.token import Token
 
 
+def begin(lab: Lab, routers: list[Member]) -> list[Pod]:
+    """All at once; a pod of each."""
+    lab.parallel(*(router.launch for router in routers))
+    return [router.attach(lab.pod(router.host, "p")) for router in routers]
+
+
 def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
     server, routers = cluster
-    lab.parallel(*(router.launch for router in routers))
-    pods = [router.attach(lab.pod(router.host, "p")) for router in routers]
+    pods = begin(lab, routers)
     for pod in pods[1:]:
         wait_ping(pods[0], pod.address("v4"))
         wait_ping(pods[0], pod.address("v6"))
@@ -51,9 +57,8 @@ def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Serve
 def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
     """n3 loses its link and its Node; its blocks are freed and given to n1; healed, it cuts its pods off."""
     server, routers = cluster
-    lab.parallel(*(router.launch for router in routers))
+    pods = begin(lab, routers)
     first, _, third = routers
-    pods = [router.attach(lab.pod(router.host, "p")) for router in routers]
     wait_ping(pods[0], pods[2].address("v4"))
     wait_for("two blocks", lambda: len(holders(server, third)) == 2)
     lost = set(holders(server, third))
@@ -79,6 +84,21 @@ def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Se
     assert port_state(third) == "DOWN"
     fresh = third.attach(lab.pod(third.host, "q"))
     wait_ping(pods[0], fresh.address("v4"))
+
+
+def test_routers_that_all_start_while_the_api_is_away(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
+    """They find each other by what they kept, and a new pod's first packet arrives."""
+    server, routers = cluster
+    pods = begin(lab, routers)
+    for far in pods[1:]:
+        wait_ping(pods[0], far.address("v4"))
+    wait_for("two blocks each", lambda: all(router.kube()["own_blocks"] == 2 for router in routers))
+    server.stop()
+    for router in routers:
+        router.kill()
+    lab.parallel(*(router.launch for router in routers))
+    fresh = routers[2].attach(lab.pod(routers[2].host, "q"))
+    assert all(ping(fresh, far.address("v4")) for far in pods)
 
 
 def port_state(router: Member) -> str:

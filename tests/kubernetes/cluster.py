@@ -66,6 +66,7 @@ class Node:
         self.newer = newer
         self.pid = 0
         self.holder: subprocess.Popen[bytes] | None = None
+        self.kubelet: subprocess.Popen[bytes] | None = None
         self.proxy: subprocess.Popen[bytes] | None = None
 
     def make_network(self) -> None:
@@ -97,7 +98,7 @@ class Node:
             self.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
 
     def start_kubelet(self) -> None:
-        self.spawn("kubelet", [
+        self.kubelet = self.spawn("kubelet", [
             f"{PROGRAMS}/kubelet", f"--config={self.folder}/kubelet.yaml",
             f"--kubeconfig={self.folder}/kubelet.kubeconfig", f"--hostname-override={self.name}",
             f"--node-ip={self.v4},{self.v6}", "--root-dir=/var/lib/kubelet", "--v=1"])
@@ -113,6 +114,16 @@ class Node:
                  f"--hostname-override={self.name}", f"--proxy-mode={mode}", "--conntrack-max-per-core=0"]
         # In the node's own process namespace: its /proc/net, where kube-proxy looks for IPv6, is empty for others.
         self.proxy = self.spawn("proxy", words + ([f"--cluster-cidr={cidr}"] if cidr else []))
+
+    @contextlib.contextmanager
+    def without_kubelet(self) -> Iterator[None]:
+        """It hangs while the block runs."""
+        assert self.kubelet is not None
+        os.kill(child_of(self.kubelet.pid), signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.kubelet.pid, signal.SIGCONT)  # nsenter, which stopped with its child and wakes it
 
     # -- power and wire --
 

@@ -1,6 +1,6 @@
 """One cluster for the whole room, with the product applied to it and one pod per node."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +17,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
+def progress(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Prints a line in spite of pytest's capture."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"   {line}", flush=True)
+
+    return say
+
+
 @dataclass
 class Installed:
     """A cluster with the product, and what its first minute showed."""
@@ -28,12 +39,7 @@ class Installed:
 
 @pytest.fixture(scope="session")
 def installed(pytestconfig: pytest.Config) -> Iterator[Installed]:
-    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-
-    def say(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            print(f"   {line}", flush=True)
-
+    say = progress(pytestconfig)
     with Cluster(say=say) as cluster:
         cluster.boot()
         seconds = product.install(cluster)

@@ -1,5 +1,6 @@
 """Objects that the tests and the demo apply, as values. Knows no cluster. Called by both."""
 
+from pathlib import Path
 from typing import Any
 
 from kubernetes.images import BUSYBOX
@@ -12,6 +13,12 @@ SERVE = "mkdir -p /www; hostname > /www/name; echo up > /tmp/up; exec httpd -f -
 def fetch(path: str, address: str, port: int) -> list[str]:
     """A command for a pod that prints one line of HTTP. By nc: wget of a static busybox crashes where it looks up."""
     return ["sh", "-c", f"printf 'GET {path} HTTP/1.0\\r\\n\\r\\n' | nc -w 3 {address} {port} | tail -n 1"]
+
+
+def shared(folder: Path) -> Object:
+    """Fields of a pod that sees this folder of the machine, under the same name."""
+    return {"volumes": [{"name": "shared", "hostPath": {"path": str(folder), "type": "Directory"}}],
+            "container": {"volumeMounts": [{"name": "shared", "mountPath": str(folder)}]}}
 
 
 def pod(name: str, node: str = "", command: str = "exec sleep 1000000", labels: dict[str, str] | None = None,

@@ -25,8 +25,8 @@ FENCE, JITTER = 6, 2
 FREED_SECONDS: Final = FENCE + JITTER + 25
 """The rule's time, and until its Pods are off the list and every router has looked again."""
 PODS: Final = 4
-CUT_SECONDS: Final = 10.0
-"""Issue 7 asks for 5. 6.4 were seen: the API's watch comes back by TCP's own clock, and the mesh redials."""
+CUT_SECONDS: Final = 5.0
+"""From the heal to the cut-off: the mesh calls again within some 2 s, whatever TCP does about the API's watches."""
 
 pytestmark = pytest.mark.timeout(3600 if SOAK else 600)
 
@@ -156,7 +156,10 @@ def wait_made_anew(node: Node) -> None:
 
 
 def test_cut_off_and_back_after_its_block_was_given_away(cluster: Cluster, victim: Node, tmp_path: Path) -> None:
-    """Not a packet of its old pod reaches another node; its port is down, and an event says why."""
+    """Not a packet of its old pod reaches another node; its port is down, and an event says why.
+
+    kubelet, which ends pods and router as soon as it reads that they were deleted, hangs at first: the router alone
+    protects the others then, with a token that the API server does not take any more."""
     first = cluster.nodes[0]
     listening = pods.pod("listens", first.name)
     with cluster.objects(listening):
@@ -177,12 +180,17 @@ def test_cut_off_and_back_after_its_block_was_given_away(cluster: Cluster, victi
             captures = [wire(node, tmp_path / node.name, "weave-tap", f"src host {old}") for node in cluster.nodes[:-1]]
             with captures[0], captures[1]:
                 assert pod_ports(victim) and all(up for up in pod_ports(victim).values())
-                victim.wire(True)
-                began = time.monotonic()
-                wait_for("its ports down", lambda: not any(pod_ports(victim).values()), 30, 0.05)
-                took = time.monotonic() - began
-                print(f"ports down {took:.1f} s after the heal")
-                wait_for("the event", lambda: lost_events(cluster, victim), 30)
+                with victim.without_kubelet():
+                    victim.wire(True)
+                    began = time.monotonic()
+                    wait_for("its ports down", lambda: not any(pod_ports(victim).values()), 30, 0.05)
+                    took = time.monotonic() - began
+                    print(f"ports down {took:.1f} s after the heal")
+                    wait_for("the event", lambda: lost_events(cluster, victim), 30)
+                    print(f"the event {time.monotonic() - began:.1f} s after the heal")
+                    assert pod_ports(victim), "its pod ended before it was cut off"
+                wait_for("its pods' end", lambda: not pod_ports(victim), 90)
+            assert len(lost_events(cluster, victim)) == 1
             assert took <= CUT_SECONDS
             for node in cluster.nodes[:-1]:
                 assert packets(tmp_path / node.name) == 0, f"packets of {old} reached {node.name}"

@@ -193,6 +193,23 @@ def test_connect_and_forget(cluster: Cluster) -> None:
         assert "is no target" in refused(router, "forget", h2.host.address())
 
 
+def test_targets_of_the_configuration_are_of_one_start(cluster: Cluster) -> None:
+    """Those of `connect` stay beside them; one that is forgotten comes back with the configuration."""
+    h1, h2 = (router.host.address() for router in cluster.routers[:2])
+    with cluster.extra(h1) as router:
+        router.cli("connect", h2)
+        assert {one.address for one in page(router).targets} == {h1, h2}
+        router.cli("forget", h1)
+        assert [one.address for one in page(router).targets] == [h2]
+        router.kill()
+        router.launch()
+        assert {one.address for one in page(router).targets} == {h1, h2}
+        router.kill()
+        router.peers = []
+        router.launch()
+        assert [one.address for one in page(router).targets] == [h2]
+
+
 # -- one router, one device -------------------------------------------------------------------------------------------
 
 

@@ -38,11 +38,12 @@ ON_NODE: Final = {
 }
 
 AT_INSTALL: Final = (
-    "kubectl set env --local -f deploy/weave-router.yaml WEAVE_ROUTER_MTU=1300 -o yaml | kubectl apply -f -",
+    "kubectl -n kube-system create configmap weave-router --from-literal=config.toml='mtu = 1300'",
     "kubectl apply -f deploy/weave-router.yaml",
     "kubectl -n kube-system set env ds/weave-router WEAVE_ROUTER_LOG_LEVEL=debug",
     "kubectl -n kube-system rollout status ds/weave-router",
-    "kubectl -n kube-system create configmap weave-router --from-literal=config.toml='targets = [\"192.0.2.98\"]'",
+    "kubectl -n kube-system create configmap weave-router --from-literal=config.toml='targets = [\"192.0.2.98\"]' "
+    "--dry-run=client -o yaml | kubectl apply -f -",
     "kubectl -n kube-system rollout restart ds/weave-router",
 )
 """Run by tests/k3s/."""
@@ -91,7 +92,7 @@ OPTIONS: Final = {
     "WEAVE_ROUTER_CONN_LIMIT": "mesh/test_trusted.py::test_the_link_too_many_is_told",
     "WEAVE_ROUTER_IPALLOC_RANGE": "kube/test_api_server.py::test_first_starts_at_once_agree_on_universe_and_token",
     "WEAVE_ROUTER_TARGETS": "k3s/test_k3s.py::test_the_configmap_is_read_and_variables_come_first",
-    "WEAVE_ROUTER_MTU": "k3s/test_k3s.py::test_a_variable_set_before_the_first_start",
+    "WEAVE_ROUTER_MTU": "k3s/test_k3s.py::test_the_configmap_is_read_and_variables_come_first",
     "WEAVE_ROUTER_UNINSTALL": "kube/test_leaving.py::test_pods_stay_until_they_end_and_then_all_is_gone",
     "WEAVE_ROUTER_LOG_LEVEL": "k3s/test_k3s.py::test_a_variable_set_later",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from itertools import count
 from random import Random
@@ -24,6 +24,7 @@ from weave_router.ipam.service import Service
 from weave_router.ipam.service import Settings as IpamSettings
 from weave_router.kube import objects
 from weave_router.kube.core import Answer, Call, Kube, Settings, World
+from weave_router.kube.events import Lost
 from weave_router.kube.objects import UniverseLease
 from weave_router.tunnel.identity import Identity
 
@@ -221,7 +222,10 @@ class Router:
     def tick(self) -> None:
         if not self.alive:
             return
-        self.core.handle_timer(self.sim.now, self.world)
+        lost = {Lost(other.name, other.identity.node_id, block, gen) for other in self.sim.routers
+                if other is not self for block, gen in other.core.lost.items()}
+        cut = self.core.lost if self.service.lost else ()
+        self.core.handle_timer(self.sim.now, replace(self.world, lost=frozenset(lost), cut=frozenset(cut)))
         self.call()
         self.sim.at(1.0, self.tick)
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 from random import Random
 from typing import Any
 
-from weave_router.mesh.record import Link, Prefix, Record, SignedRecord, sign_record
+from weave_router.mesh.record import Link, Lost, Prefix, Record, SignedRecord, sign_record
 from weave_router.tunnel.identity import Identity
 
 DOMAIN = b"sim-doma"
@@ -36,4 +36,5 @@ def full_record(seed: int) -> Record:
         prefixes=tuple(Prefix(0x0A200000 + n, 32, bytes([2, 255, 255, 255, 255, n])) for n in range(64)),
         groups=tuple(bytes([1, 0, 0x5E, 255, 255, n]) for n in range(32)), pod_mtu=65000, flags=0xFFFFFFFF,
         token_sent=0xFFFFFFFF, tokens_accepted=(0xFFFFFFFF,) * 4, version="v" * 32,
-        tags={f"{n}" * 32: bytes(32) for n in range(8)}, incarnation=(1 << 63) - 1, seq=(1 << 63) - 1)
+        tags={f"{n}" * 32: bytes(32) for n in range(8)}, lost=tuple(Lost((1 << 32) - 1 - n, n) for n in range(8)),
+        incarnation=(1 << 63) - 1, seq=(1 << 63) - 1)

@@ -13,7 +13,8 @@ from weave_router.ipam.allocator import Holder
 from weave_router.ipam.arbitrated import ArbitratedBlocks
 from weave_router.ipam.values import Gate
 from weave_router.kube import objects
-from weave_router.kube.core import Answer, World, back_off
+from weave_router.kube.core import Answer, Kube, World, back_off
+from weave_router.kube.events import Event, Lost
 
 HARSH = Faults(lost_before=0.05, lost_after=0.1, refused=0.1, late=0.3, breaks=0.01)
 
@@ -169,6 +170,46 @@ def test_a_register_of_a_higher_generation_ends_a_block_while_the_api_is_away() 
     assert holder in b.service.lost
 
 
+def told(router: Router) -> list[Event]:
+    """What it would tell of lost blocks."""
+    found = iter(router.core.events.next, None)
+    return [event for event in found if event is not None and event.reason == "BlockLost"]
+
+
+def test_what_a_node_without_the_api_lost_is_told_by_the_new_holder() -> None:
+    """Once, under the name that the loser itself gives it; and for as long as pods of the block are there."""
+    sim, (a, b, other) = settled("a", "b", "c", fence=50.0, jitter=1.0)
+    block = min(b.usable())
+    b.service.claim(Holder("pod", "eth0"), next(iter(b.service.allocator.numbers_of(block))), sim.now)
+    b.cut = True
+    sim.api.delete("api/v1/nodes/b")
+    sim.run(100)
+    a.blocks.appetite = 1024
+    sim.run(500)
+    assert block in a.usable()
+    hear(b, a, a.service.runs.proof_of(block, a.service.state.registers[block]), sim.now)
+    sim.run(20)
+    gen = a.blocks.known_gen(block)
+    assert b.core.lost == {block: gen}
+    (event,), (own,), nobodys = told(a), told(b), told(other)
+    assert event.node == "b" and "it belongs to node a" in event.message
+    assert (own.node, own.key) == (event.node, event.key) and str(gen) in event.key and not nobodys
+    assert any("is lost" in sentence for sentence in b.core.troubles.values())
+    sim.run(20)
+    assert not told(a)
+    b.service.lost.clear()  # their ports are gone with them
+    sim.run(3)
+    assert not b.core.lost and not any("is lost" in sentence for sentence in b.core.troubles.values())
+
+
+def test_a_record_that_lies_about_lost_blocks_is_not_told() -> None:
+    sim, (a, b) = settled("a", "b")
+    block, foreign = min(a.usable()), min(b.usable())
+    world = World(lost=frozenset({Lost("b", bytes(16), block, 1000), Lost("b", bytes(16), foreign, 0)}))
+    a.core.handle_timer(sim.now, world)
+    assert not told(a)
+
+
 def test_an_owner_whose_lease_counts_lower_than_a_register_counts_on_once() -> None:
     sim, (a, b) = settled("a", "b")
     block = min(b.usable())
@@ -283,6 +324,20 @@ def test_a_node_of_a_thousand_calls_few_and_the_next_by_name() -> None:
     assert targets == router.core.targets()
 
 
+def test_until_the_nodes_are_known_those_of_the_last_start_are_called() -> None:
+    sim = Sim()
+    sim.api.add_node("b", "192.0.2.2")
+    router = sim.add("a")
+    router.core = Kube(router.core.settings, router.identity.node_id, router.blocks, sim.rng, universe=UNIVERSE,
+                       targets=["192.0.2.7"])
+    router.cut = True
+    sim.run(5)
+    assert router.core.targets() == ["192.0.2.7"]
+    router.cut = False
+    sim.run(5)
+    assert router.core.targets() == ["192.0.2.2"]
+
+
 def test_forbidden_says_so_and_backs_off() -> None:
     sim = Sim()
     router = sim.add("a", appetite=0)
@@ -293,7 +348,8 @@ def test_forbidden_says_so_and_backs_off() -> None:
     assert router.core.next_call(sim.now) is not None
     router.core.answered(Answer(403), sim.now)
     assert "compare the Role" in router.core.troubles["api"] and router.core.next_call(sim.now) is None
-    assert router.core.next_event() == ("Warning", "ApiServer", router.core.troubles["api"])
+    event = router.core.events.next()
+    assert event == Event("Warning", "ApiServer", router.core.troubles["api"], "a", router.core.nodes["a"].uid)
     for failures in range(20):
         assert 0.5 <= back_off(failures, sim.rng) <= 8.0
 
@@ -303,14 +359,15 @@ def test_events_that_nobody_takes_are_bounded() -> None:
     router = sim.add("a")
     for number in range(limits.KUBE_EVENTS_PENDING + 5):
         router.core.warn("x", f"sentence {number}", "Reason")
-    first = router.core.next_event()
-    assert first is not None and first[2] == "sentence 5"
-    router.core.event_refused(first)
-    assert router.core.next_event() == first
+    events = router.core.events
+    first = events.next()
+    assert first is not None and first.message == "sentence 5"
+    events.refused(first)
+    assert events.next() == first
     router.core.warn("x", "one more", "Reason")
-    router.core.event_refused(first)  # its room is another's
-    second = router.core.next_event()
-    assert second is not None and second[2] == "sentence 6"
+    events.refused(first)  # its room is another's
+    second = events.next()
+    assert second is not None and second.message == "sentence 6"
 
 
 # -- blocks too many -------------------------------------------------------------------------------------------------

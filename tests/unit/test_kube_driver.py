@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from unit.kube_api import ApiModel, Router, Sim
 
 from weave_router.kube.core import Answer, Call, World
 from weave_router.kube.driver import KubeDriver
+from weave_router.kube.events import lost_event
 from weave_router.tunnel.token import Token, TokenSet
 
 SECONDS = 1200.0
@@ -85,18 +87,21 @@ def test_an_idle_node_asks_once_a_minute_at_most_beside_its_watches() -> None:
 
 
 class Reluctant(Api):
-    """Answers events by these statuses, then takes them."""
+    """Answers events by these statuses, then takes them. ``names``: of those that it took."""
 
     def __init__(self, model: ApiModel, statuses: list[int]) -> None:
         super().__init__(model)
         self.statuses = statuses
         self.taken: list[str] = []
+        self.names: list[str] = []
         self.done = asyncio.Event()
 
     async def request(self, call: Call) -> Answer:
         if self.statuses:
             return Answer(self.statuses.pop(0))
-        self.taken.append(json.loads(call.body)["message"])
+        body = json.loads(call.body)
+        self.taken.append(body["message"])
+        self.names.append(body["metadata"]["name"])
         self.done.set()
         return Answer(201)
 
@@ -116,3 +121,16 @@ def test_an_event_waits_for_an_api_server_that_takes_it() -> None:
     for sentence in ("forbidden", "kept"):
         router.core.warn(sentence, sentence, "Reason")
     assert virtual_loop.run(told(router, Reluctant(Sim().api, [403, 0, 401, 429, 500, 503]))) == ["kept"]
+
+
+def test_an_event_that_several_may_tell_has_one_name() -> None:
+    """409 to whoever comes second, and it is done."""
+    names = set()
+    for name in "ab":
+        router, api = Sim().add(name), Reluctant(Sim().api, [409])
+        network = IPv4Network("10.32.0.64/26")
+        router.core.events.add(lost_event("c", "", network, 7, f"it belongs to node {name}"))
+        router.core.events.add(lost_event("c", "", network, 8, f"it belongs to node {name}"))
+        virtual_loop.run(told(router, api))
+        names.update(api.names)
+    assert names == {"c.weave-router-block-10-32-0-64-26-lost-8"}

@@ -292,6 +292,20 @@ def test_what_an_older_version_kept_has_both_families(tmp_path: Path) -> None:
     assert older is not None and older.families == "46"
 
 
+def test_targets_that_were_kept(tmp_path: Path) -> None:
+    """Whatever stands in the file is an address, or is not called."""
+    config = load({"state_dir": str(tmp_path), "kubernetes": True}, (), {}, hostname="a")
+    assert start_driver.kept_targets(config) == []
+    start_driver.keep_targets(config, ["192.0.2.1", "2001:db8::1"])
+    path = tmp_path / start_driver.TARGETS_FILE
+    assert start_driver.kept_targets(config) == ["192.0.2.1", "2001:db8::1"] and path.stat().st_mode & 0o777 == 0o600
+    path.write_text("192.0.2.1\nexample.org 192.0.2.2:99\n" + "192.0.2.3\n" * 1000)
+    kept = start_driver.kept_targets(config)
+    assert set(kept) == {"192.0.2.1", "192.0.2.3"} and len(kept) <= 2 * limits.KUBE_TARGETS
+    path.write_bytes(bytes(range(256)))
+    assert start_driver.kept_targets(config) == []
+
+
 async def test_a_poke_and_the_end_at_one_moment() -> None:
     """The end is not lost: a router that is told to stop stops."""
     core = Sim().add("a").core

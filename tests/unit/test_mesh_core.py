@@ -320,6 +320,14 @@ def test_forty_attaches_in_a_second_all_arrive() -> None:
     assert net.run(3.0, lambda: all(len(node.installed) == 40 for node in nodes)) < 3.0
 
 
+def test_lost_blocks_are_said_at_once_as_many_as_fit() -> None:
+    mesh = lone()
+    mesh.set_lost({block: 1 for block in range(limits.RECORD_LOST_MAX + 1)}, 1.0)
+    assert [each.block for each in mesh.own.record.lost] == list(range(limits.RECORD_LOST_MAX))
+    mesh.set_lost({}, 2.0)
+    assert mesh.own.record.lost == ()
+
+
 def test_too_many_groups_become_the_wish_for_all_floods() -> None:
     mesh = lone()
     groups = [bytes([1, 0, 0x5E, 0, 0, number]) for number in range(limits.RECORD_GROUPS_MAX + 1)]

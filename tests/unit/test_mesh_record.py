@@ -12,6 +12,7 @@ from weave_router.errors import BadPacket
 from weave_router.mesh.record import (
     CONTEXT,
     Link,
+    Lost,
     Prefix,
     decode_record_untrusted,
     parse_record_untrusted,
@@ -45,7 +46,7 @@ def test_wire_is_plain_messagepack() -> None:
     fields = msgpack.unpackb(made.data[64:], raw=False)
     assert fields[0] == 1 and fields[1] == DOMAIN and fields[7] == "host1"
     assert fields[9] == [[bytes(16), 7]] and fields[10] == [[0x0A200001, 32, b""]]
-    assert fields[17:] == [{"a": b"b"}, "", []]
+    assert fields[17:] == [{"a": b"b"}, "", [], []]
     assert decode_record_untrusted(forged(1, msgpack.packb(fields)), domain=DOMAIN).record == made.record
 
 
@@ -143,6 +144,7 @@ ODD = {
     "too many prefixes": {"prefixes": tuple(Prefix(0x0A200000 + n, 32) for n in range(limits.RECORD_PREFIXES_MAX + 1))},
     "unicast group": {"groups": (MAC,)},
     "one group twice": {"groups": (b"\x01" + MAC[1:],) * 2},
+    "too many lost blocks": {"lost": tuple(Lost(n, 1) for n in range(limits.RECORD_LOST_MAX + 1))},
     "too many groups": {"groups": tuple(bytes([1, 0, 0, 0, 0, n]) for n in range(limits.RECORD_GROUPS_MAX + 1))},
     "too many tokens": {"tokens_accepted": (1,) * (limits.RECORD_TOKENS_MAX + 1)},
     "nickname too long": {"nickname": "n" * (limits.RECORD_NAME_MAX + 1)},
@@ -175,8 +177,8 @@ def test_other_shapes_are_refused(body: bytes) -> None:
 
 def test_deep_nesting_behind_the_known_fields_is_refused() -> None:
     body = signed(1).data[64:]
-    assert body[0] == 0xDC and int.from_bytes(body[1:3], "big") == 20
-    deep = b"\xdc" + (21).to_bytes(2, "big") + body[3:] + b"\x91" * 2500 + b"\x01"
+    assert body[0] == 0xDC and int.from_bytes(body[1:3], "big") == 21
+    deep = b"\xdc" + (22).to_bytes(2, "big") + body[3:] + b"\x91" * 2500 + b"\x01"
     with pytest.raises(BadPacket, match="record encoding"):
         decode_record_untrusted(forged(1, deep), domain=DOMAIN)
 

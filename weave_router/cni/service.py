@@ -60,6 +60,7 @@ class CniService:
         wanted = verbs.request_untrusted(request.body)
         if isinstance(wanted, CniError):
             return verbs.error_reply(wanted)
+        _log.debug("request", extra={"verb": wanted.verb, "container": wanted.container, "pod": wanted.pod})
         try:
             return await self._carry_out(wanted, request)
         except UserError as error:

@@ -29,6 +29,7 @@ from weave_router.ipam.founding import block_count, network_of
 from weave_router.tunnel.token import TokenSet
 
 from . import objects, tokens
+from .events import Event, EventQueue, Lost, lost_event
 from .objects import Lease, Node, UniverseLease
 
 FENCE_SECONDS: Final = 900.0
@@ -99,6 +100,10 @@ class World:
     """Of all nodes the mesh has records of."""
     serving: bool = False
     utc: str = ""
+    lost: frozenset[Lost] = frozenset()
+    """What the others' records say that they lost."""
+    cut: frozenset[int] = frozenset()
+    """Blocks whose pods' ports were taken down, and that are still attached."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +135,16 @@ class Gone:
 
 class Kube:
     def __init__(self, settings: Settings, me: bytes, blocks: Blocks, rng: Random, *,
-                 universe: UniverseLease | None = None, held: TokenSet | None = None) -> None:
+                 universe: UniverseLease | None = None, held: TokenSet | None = None,
+                 targets: Collection[str] = ()) -> None:
+        """``targets``: of the start before this one, until the Nodes are known."""
         self.settings = settings
         self.me = me.hex()
         self.blocks = blocks
         self.held = held
         self.universe = universe
         self.nodes: dict[str, Node] = {}
+        self._targets: Collection[str] | None = targets
         self.leases: dict[int, Lease] = {}
         self.nodes_synced = self.leases_synced = False
         self.troubles: dict[str, str] = {}
@@ -146,7 +154,9 @@ class Kube:
         self._rng = rng
         self._calls: deque[Call] = deque()
         self._under_way: Call | None = None
-        self._events: deque[tuple[str, str, str]] = deque(maxlen=limits.KUBE_EVENTS_PENDING)
+        self.events = EventQueue()
+        self.lost: dict[int, int] = {}
+        """Lost blocks that pods still live in, and the generation that took them: said in the record of this node."""
         self._gone: dict[str, Gone] = {}
         self._graves: dict[bytes, float] = {}
         self.buried: list[bytes] = []
@@ -173,6 +183,10 @@ class Kube:
         return self.nodes.get(self.settings.node)
 
     @property
+    def _uid(self) -> str:
+        return self.own.uid if self.own else ""
+
+    @property
     def holder(self) -> str:
         """Empty while the Node of this router is not known."""
         return f"{self.own.uid}.{self.me}" if self.own else ""
@@ -183,6 +197,8 @@ class Kube:
 
     def targets(self) -> list[str]:
         """Whom to call: the next one by name, so that all are one ring, and some drawn by name. Both families."""
+        if self._targets is not None:
+            return list(self._targets)
         names = sorted(name for name, found in self.addresses().items() if found)
         after = [name for name in names if name > self.settings.node] + [n for n in names if n < self.settings.node]
         drawn = Random(self.settings.node).sample(names, min(len(names), limits.KUBE_TARGETS - 1))
@@ -196,6 +212,7 @@ class Kube:
 
     def nodes_listed(self, nodes: Iterable[Node], now: float) -> None:
         self.nodes = {node.name: node for node in nodes}
+        self._targets = None
         self.nodes_synced = True
         self.troubles.pop("watch of nodes", None)
         self._nodes_changed(now)
@@ -310,10 +327,27 @@ class Kube:
             return
         self.blocks.withdraw([block], now)
         self._count("blocks lost")
+        lease, known = self.leases.get(block), self.blocks.known_gen(block)
+        self.lost[block] = max(known, lease.gen if lease else 0)
         network = network_of(self.settings.range_v4, block)
-        sentence = f"block {network} is lost: {why}; its pods are cut off and have to be made anew"
-        self.troubles[f"block {network}"] = sentence
-        self._say("BlockLost", sentence)
+        event = lost_event(self.settings.node, self._uid, network, self.lost[block], why)
+        self.troubles[f"block {network}"] = event.message
+        self.events.add(event)
+
+    def _forget_lost(self) -> None:
+        """Their last pods are gone."""
+        for block in self.lost.keys() - self._world.cut:
+            del self.lost[block]
+            self.troubles.pop(f"block {network_of(self.settings.range_v4, block)}", None)
+
+    def _tell_lost(self) -> None:
+        """Of blocks of this node: what others lost to it."""
+        mine = {each for each in self._world.lost if (lease := self.leases.get(each.block)) is not None
+                and self.holder and lease.holder == self.holder and each.gen <= lease.gen}
+        for each in self.events.fresh(mine):
+            node = self.nodes.get(each.node)
+            network, why = network_of(self.settings.range_v4, each.block), f"it belongs to node {self.settings.node}"
+            self.events.add(lost_event(each.node, node.uid if node else "", network, each.gen, why))
 
     def _write(self, block: int, gen: int, purpose: str = "keep") -> None:
         """Make this node the holder of a Lease that there is, or of a new one."""
@@ -534,6 +568,8 @@ class Kube:
     def handle_timer(self, now: float, world: World) -> None:
         """Every few seconds, and whenever addresses changed."""
         self._world = world
+        self._forget_lost()
+        self._tell_lost()
         if self.leases_synced:
             for block in sorted(self.blocks.disputed()):
                 self._settle(block, now)
@@ -561,15 +597,6 @@ class Kube:
             return None
         self._under_way = self._calls.popleft()
         return self._under_way
-
-    def next_event(self) -> tuple[str, str, str] | None:
-        """(type, reason, message)"""
-        return self._events.popleft() if self._events else None
-
-    def event_refused(self, event: tuple[str, str, str]) -> None:
-        """Nobody took it: it comes first again, unless newer ones have its room."""
-        if len(self._events) < limits.KUBE_EVENTS_PENDING:
-            self._events.appendleft(event)
 
     def answered(self, answer: Answer, now: float) -> None:
         """What became of the call under way."""
@@ -656,7 +683,7 @@ class Kube:
             self._say(reason, sentence)
 
     def _say(self, reason: str, message: str, kind: str = "Warning") -> None:
-        self._events.append((kind, reason, message))
+        self.events.add(Event(kind, reason, message, self.settings.node, self._uid))
 
     def warn(self, subject: str, sentence: str, reason: str) -> None:
         self._trouble(subject, sentence, reason)

@@ -108,6 +108,7 @@ class KubeDriver:
                 with contextlib.suppress(BadPacket):
                     found.append(self._read(watch.kind, item))
         if watch.version:
+            _log.debug("listed", extra={"kind": watch.kind, "objects": len(found)})
             listed(found)
 
     async def _lines(self, watch: Watch, seen: Callable[..., None]) -> None:
@@ -183,19 +184,19 @@ class KubeDriver:
                 self._poke.clear()
                 continue
             answer = await self._api.request(call)
+            _log.debug("call", extra={"method": call.method, "path": call.path, "status": answer.status})
             self.input(lambda now, answer=answer: self.core.answered(answer, now))  # type: ignore[misc]
 
     async def _events(self) -> None:
         """All that wait, a while apart; what found no API server is told when there is one."""
         while True:
             await asyncio.sleep(EVENT_SECONDS)
-            while (event := self.core.next_event()) is not None:
-                kind, reason, message = event
-                node, uid = self.core.settings.node, self.core.own.uid if self.core.own else ""
-                body = objects.event_body(node, uid, reason, message, kind, utc(), os.urandom(8).hex())
+            while (event := self.core.events.next()) is not None:
+                body = objects.event_body(event.node, event.uid, event.reason, event.message, event.kind, utc(),
+                                          event.key or os.urandom(8).hex(), self.core.settings.node)
                 answer = await self._api.request(Call("POST", "api/v1/namespaces/default/events", "event", body=body))
                 if answer.may_change:
-                    self.core.event_refused(event)
+                    self.core.events.refused(event)
                     break
 
     async def _policies(self) -> None:

@@ -321,15 +321,15 @@ def secret_body(text: str) -> bytes:
 # --- events, conditions -------------------------------------------------------------------------------------------
 
 
-def event_body(node: str, uid: str, reason: str, message: str, kind: str, at: str, suffix: str) -> bytes:
-    """An event about a Node: those live in namespace default."""
+def event_body(node: str, uid: str, reason: str, message: str, kind: str, at: str, suffix: str, by: str) -> bytes:
+    """An event about a Node, by the router of another or the same: those live in namespace default."""
     return msgspec.json.encode({
         "apiVersion": "v1", "kind": "Event",
         "metadata": {"name": f"{node[:200]}.{suffix}", "namespace": "default"},
         "involvedObject": {"kind": "Node", "name": node, "uid": uid, "apiVersion": "v1"},
         "reason": reason, "message": message[:1000], "type": kind, "count": 1, "firstTimestamp": at,
-        "lastTimestamp": at, "source": {"component": NAME, "host": node}, "reportingComponent": NAME,
-        "reportingInstance": node})
+        "lastTimestamp": at, "source": {"component": NAME, "host": by}, "reportingComponent": NAME,
+        "reportingInstance": by})
 
 
 def condition_body(at: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Any
 
@@ -30,6 +30,7 @@ from weave_router.tunnel.token_driver import load_tokens
 from . import core as kube
 from . import start_driver
 from .driver import KubeDriver, utc
+from .events import Lost
 
 __all__ = ["Room"]
 _log = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class Room:
         self._node_id = node_id
         self._rng = Random(os.urandom(16))
         self._targets: set[str] = set()
+        self._said_lost: dict[int, int] = {}
+        self._cut: set[Holder] = set()
+        """Whose ports were taken down."""
 
     def agree(self) -> LaunchConfig:
         """What the cluster runs with; from disk if this node knows, else the API server is waited for."""
@@ -76,8 +80,9 @@ class Room:
                                  debug.get("fence", kube.FENCE_SECONDS), debug.get("fence_jitter", kube.FENCE_JITTER),
                                  debug.get("idle", kube.IDLE_SECONDS), leaving=config.uninstall)
         held = None if config.token_file else self.start.tokens
+        self._kept_targets = start_driver.kept_targets(config)
         self.core = kube.Kube(settings, self._node_id, ArbitratedBlocks(service), self._rng,
-                              universe=self.start.universe, held=held)
+                              universe=self.start.universe, held=held, targets=self._kept_targets)
         if not owned(service.state):
             asyncio.run(self._first_block(service))
 
@@ -99,6 +104,18 @@ class Room:
     async def run(self) -> None:
         await self._driver.run()
 
+    def call_nodes(self) -> None:
+        """Those of the core. The first time before the API server is asked: it may be away."""
+        wanted = set(self.core.targets())
+        for target in self._targets - wanted:
+            self._mesh.do(lambda mesh, at, target=target: mesh.target_remove(target, at))  # type: ignore[misc]
+        for target in sorted(wanted - self._targets):
+            self._mesh.do(lambda mesh, at, target=target: mesh.target_add(target, at))  # type: ignore[misc]
+        self._targets = wanted
+        if wanted and wanted != set(self._kept_targets):
+            kept = self._kept_targets = sorted(wanted)
+            self._submit(lambda: start_driver.keep_targets(self.config, kept))
+
     def _act(self, work: Callable[[float], Any]) -> Any:
         return self._ipam.do(lambda service, at: work(at))
 
@@ -109,16 +126,22 @@ class Room:
         sent = frozenset(record.token_sent for record in heard)
         accepted = {record.name: frozenset(record.tokens_accepted) for record in heard}
         names = {signed.node_id: signed.record.name for signed in mesh.table}
-        return kube.World(reachable, sent, accepted, names, self._ipam.service.refusal() is None, utc())
+        lost = frozenset(Lost(signed.record.name, signed.node_id, each.block, each.gen)
+                         for signed in mesh.table if signed.node_id != self._node_id for each in signed.record.lost)
+        return kube.World(reachable, sent, accepted, names, self._ipam.service.refusal() is None, utc(), lost,
+                          frozenset(self._cut_blocks()))
+
+    def _cut_blocks(self) -> Iterator[int]:
+        for holder in list(self._cut):
+            held = self._attachments.get(holder.container, holder.ifname)
+            if held is None:
+                self._cut.discard(holder)
+            else:
+                yield self._ipam.service.allocator.block_of(held.numbers[0])
 
     def _changed(self) -> None:
         """Nodes became targets, an edit of the Secret tokens, and pods of lost blocks are cut off."""
-        wanted = set(self.core.targets())
-        for target in self._targets - wanted:
-            self._mesh.do(lambda mesh, at, target=target: mesh.target_remove(target, at))  # type: ignore[misc]
-        for target in sorted(wanted - self._targets):
-            self._mesh.do(lambda mesh, at, target=target: mesh.target_add(target, at))  # type: ignore[misc]
-        self._targets = wanted
+        self.call_nodes()
         held = self.core.take_tokens()
         if held is not None:
             self._use_tokens(held)
@@ -126,8 +149,12 @@ class Room:
         buried, self.core.buried = self.core.buried, []
         for node_id in buried:
             self._mesh.do(lambda mesh, at, node_id=node_id: mesh.bury(node_id, at))  # type: ignore[misc]
+        if self.core.lost != self._said_lost:
+            gens = self._said_lost = dict(self.core.lost)
+            self._mesh.do(lambda mesh, at: mesh.set_lost(gens, at))
         lost, self._ipam.service.lost = self._ipam.service.lost, []
         if lost:
+            self._cut.update(lost)
             self._cutting = asyncio.ensure_future(self.ports_down(lost))
 
     async def ports_down(self, holders: Iterable[Holder]) -> None:

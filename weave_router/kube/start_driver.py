@@ -20,9 +20,11 @@ from typing import Final
 
 import msgspec
 
+from weave_router import limits
 from weave_router.config import LaunchConfig
 from weave_router.errors import BadPacket, UserError
 from weave_router.ipam.number import prefix_v6_of
+from weave_router.mesh.targets import literal
 from weave_router.tunnel.token import Token, TokenSet
 
 from . import objects, ranges, tokens
@@ -33,6 +35,7 @@ from .objects import UniverseLease
 _log = logging.getLogger(__name__)
 STATE_FILE: Final = "kubernetes.json"
 TOKEN_FILE: Final = "token"
+TARGETS_FILE: Final = "kubernetes-nodes"
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,31 @@ def keep(config: LaunchConfig, universe: UniverseLease, held: TokenSet, families
     saved = _Saved(universe.universe.hex(), universe.range_v4, universe.prefix_v6, universe.token_id, families)
     text = "".join(f"{token}\n" for token in held).encode()
     for name, data in ((TOKEN_FILE, text), (STATE_FILE, msgspec.json.encode(saved))):
-        path = Path(config.state_dir) / name
-        fresh = path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
+        _write(Path(config.state_dir) / name, data)
+
+
+def keep_targets(config: LaunchConfig, targets: Iterable[str]) -> None:
+    """For a start while the API server is away: whom to call."""
+    _write(Path(config.state_dir) / TARGETS_FILE, "".join(f"{target}\n" for target in targets).encode())
+
+
+def kept_targets(config: LaunchConfig) -> list[str]:
+    """Addresses; none where there is no such file, or what it holds is no text."""
+    try:
+        lines = (Path(config.state_dir) / TARGETS_FILE).read_text().split()
+    except (OSError, ValueError):
+        return []
+    return [line for line in lines[: 2 * limits.KUBE_TARGETS] if literal(line) is not None]
+
+
+def _write(path: Path, data: bytes) -> None:
+    fresh = path.with_suffix(".new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
 
 
 def families_of(nodes: Iterable[objects.Node], own: str) -> str:

@@ -7,7 +7,7 @@ for forwarding is routes.py's business.
 A call and the link that it becomes share one number. Of two links with one node one stays, the same at both ends.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
 from random import Random
@@ -40,6 +40,7 @@ from weave_router.mesh.record import (
     FLAG_NAT,
     FLAG_NO_DISCOVERY,
     Endpoint,
+    Lost,
     Prefix,
     Record,
     SignedRecord,
@@ -180,6 +181,11 @@ class Mesh:
 
     def set_pod_mtu(self, pod_mtu: int, now: float) -> None:
         self._change(now, pod_mtu=pod_mtu)
+
+    def set_lost(self, gens: Mapping[int, int], now: float) -> None:
+        """Block -> generation of the register that took it; of more than a record holds the lowest are said."""
+        lost = tuple(Lost(block, gens[block]) for block in sorted(gens))
+        self._change(now, urgent=True, lost=lost[:limits.RECORD_LOST_MAX])
 
     def set_endpoints(self, endpoints: Iterable[Endpoint], now: float) -> None:
         """This host's addresses are others now: what links taught is kept only where it is still one of them."""

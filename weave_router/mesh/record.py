@@ -58,6 +58,13 @@ Tag = Annotated[str, Meta(max_length=limits.RECORD_TAG_BYTES_MAX)]
 TagValue = Annotated[bytes, Meta(max_length=limits.RECORD_TAG_BYTES_MAX)]
 
 
+class Lost(msgspec.Struct, frozen=True, array_like=True):
+    """A block that was this node's until a register of ``gen`` gave it to another, while pods lived in it."""
+
+    block: U32
+    gen: U32
+
+
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     format: U8 = FORMAT
     domain: Annotated[bytes, Meta(min_length=8, max_length=8)]
@@ -79,6 +86,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     tags: Annotated[dict[Tag, TagValue], Meta(max_length=limits.RECORD_TAGS_MAX)] = {}
     nickname: Annotated[str, Meta(max_length=limits.RECORD_NAME_MAX)] = ""
     trusted: Annotated[tuple[Network, ...], Meta(max_length=limits.RECORD_TRUSTED_MAX)] = ()
+    lost: Annotated[tuple[Lost, ...], Meta(max_length=limits.RECORD_LOST_MAX)] = ()
 
     @property
     def shown_name(self) -> str:
