@@ -12,7 +12,8 @@
 #   make fuzz            10^6 inputs for every decoder, under the sanitizers; FUZZ_INPUTS=n for another number, goes
 #                        on where it was ended; ARGS="--seconds 300 -k mesh" bounds an entry, takes some of them
 #   make soak-kernel     the kernel tests with a hundred times the traffic
-#   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping
+#   make soak-cni        10,000 rounds of ADD and DEL with the executable and the router killed, 1,000 pods that ping;
+#                        in pieces: ROUNDS=2500 SEED=4 make soak-cni ARGS="-k killed"
 #   make soak-mesh       the mesh tests with 600 pods where make test has 60
 #   make check-ipam      searches the greater worlds of address ownership (two hours), results in docs/results/
 #   make image           the container image, by docker, podman or buildah; IMAGE=name:tag names it

@@ -2,8 +2,9 @@
 
         p0 .. p7 --- a --- switch --- b --- target
 
-The short forms run in `make test`, the long ones by `make soak-cni`. What may be left after a kill is a runtime's to
-clean up, as it does: by DEL, repeated, and by GC for what was never told. After that nothing is left at all.
+The short forms run in `make test`, the long ones by `make soak-cni`, also in pieces (``ROUNDS`` and ``SEED``). What
+may be left after a kill is a runtime's to clean up, as it does: by DEL, repeated, and by GC for what was never told.
+After that nothing is left at all.
 """
 
 import json
@@ -22,7 +23,7 @@ from lab.router import Router, ping, wait_for
 from weave_router import limits
 
 LONG = bool(os.environ.get("SOAK"))
-ROUNDS = 10_000 if LONG else 300
+ROUNDS = int(os.environ.get("ROUNDS") or (10_000 if LONG else 300))
 PINGS = 1_000 if LONG else 60
 ROUTER_KILLS_EVERY = 50
 """Rounds between two deaths of the router: its start takes a second, a round 50 ms."""

@@ -1,4 +1,4 @@
-"""Two routers that begin to speak in the same instant, fifty times: each time both have a session within 4 s.
+"""Two routers that begin to speak in the same instant, fifty times and more: each time both have a session within 4 s.
 
     pod a -- [h1 router] ----- cable ----- [h2 router] -- pod a        sessions are made to end after 0.25 s
 
@@ -20,7 +20,8 @@ from lab.cluster import start_cluster
 from lab.router import wait_for, wait_ping
 from mesh.page import connection
 
-ROUNDS = 50
+ROUNDS, AT_ONCE = 60, 50
+"""Now and then the first frame has made its session before the second one is read: that round counts for one node."""
 SESSION_WITHIN = 4.0
 PORT = 9000
 INITIATION = 1
@@ -54,8 +55,8 @@ def exchange(sockets: list[socket.socket], pods: tuple[Pod, Pod], number: int) -
     """Send from both, wait until both have the other's; seconds."""
     payload = number.to_bytes(4, "big")
     start = time.monotonic()
-    sockets[0].sendto(payload, (pods[1].v4, PORT))
-    sockets[1].sendto(payload, (pods[0].v4, PORT))
+    for one in (0, 1) if number % 2 else (1, 0):
+        sockets[one].sendto(payload, (pods[1 - one].v4, PORT))
     missing = set(sockets)
     while missing:
         left = start + 2 * SESSION_WITHIN - time.monotonic()
@@ -90,7 +91,7 @@ def test_fifty_simultaneous_initiations() -> None:
         senders = [packet[26:30] for packet in capture.packets() if packet[12:14] == b"\x08\x00"]
         for host in hosts:
             mine = senders.count(socket.inet_aton(host.address()))
-            assert mine >= ROUNDS * 0.9, f"{host.label} initiated {mine} times: the two were not at once"
+            assert mine >= AT_ONCE, f"{host.label} initiated {mine} times: the two were not at once"
 
 
 def mac_of(pod: Pod) -> str:

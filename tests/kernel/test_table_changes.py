@@ -21,7 +21,7 @@ from lab.traffic import Traffic
 from weave_router.fastpath import engine as fp
 
 PAIRS = 9
-SLOTS, SLOT_SECONDS = 7, 0.07
+SLOTS, SLOT_SECONDS = 3, 0.5
 """Of either kind in one pair, and how long one is."""
 CHANGES_A_SECOND = 1000
 THROUGHPUT_LEAST = 0.93
@@ -58,7 +58,7 @@ def slot(both: Pair, changing: bool, numbers: itertools.count[int]) -> tuple[flo
 
 
 def ratio(both: Pair, numbers: itertools.count[int]) -> float:
-    """Throughput under changes by throughput without, of one pair: many short slots in turn, so that what else the
+    """Throughput under changes by throughput without, of one pair: a few slots in turn, so that what else the
     machine does meets both alike."""
     totals = {True: [0.0, 0.0], False: [0.0, 0.0]}
     for index in range(2 * SLOTS):

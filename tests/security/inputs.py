@@ -1,4 +1,4 @@
-"""How many inputs a fuzz entry makes, and from which seed: what `make fuzz` hands down in the environment.
+"""How many inputs a fuzz entry makes, and from which seed: what `make fuzz` and `make asan` hand down.
 
 ``.ci/fuzz`` runs an entry many times with another ``FUZZ_SEED`` each, so that 10^6 inputs come in pieces. Without it an
 entry makes 10,000 inputs, the same in every run. Knows no decoder.
@@ -10,6 +10,8 @@ from random import Random
 IN_A_TEST = 10_000
 INPUTS = int(os.environ.get("FUZZ_INPUTS", IN_A_TEST))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+"""Under the sanitizers, which keep what was freed for a while and make everything about three times as slow."""
 
 
 def few(share: int) -> int:

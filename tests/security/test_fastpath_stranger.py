@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from kernel.fastpath_pair import LEFT, RIGHT, Namespace, Side, add_peer, mac, start_side, wait_for
 from kernel.fastpath_peer import BUNDLE, CONTROL, FRAGMENT, FRAME, LAST, PythonPeer, bundle, ethernet
-from security.inputs import INPUTS, SEED
+from security.inputs import INPUTS, SANITIZED, SEED
 from security.stranger import OUTSIDE_SANITIZERS, build_stranger
 
 from weave_router.fastpath import engine as fp
@@ -299,7 +299,7 @@ def test_fuzz_random_datagrams(world: World, sender: Path) -> None:
     assert run(DATAGRAMS, 2 + SEED) > 0
     world.alive()
     world.engine.events(4096)
-    assert "libasan" in os.environ.get("LD_PRELOAD", "") or resident() - memory <= GROWTH
+    assert SANITIZED or resident() - memory <= GROWTH
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert world.unanswered()
     after = world.engine.drops()

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from security.inputs import SANITIZED
 from unit.ipam_sim import DOMAIN
 
 from weave_router import limits
@@ -352,7 +353,8 @@ async def test_allocation_costs_a_commit_and_little_more(world: World, tmp_path:
                 await attach(world, driver, f"p{n}")
     figures = f"ours p50 {ours.p50:.2f} p99 {ours.p99:.2f} ms, the disk's p50 {disk.p50:.2f} p99 {disk.p99:.2f} ms"
     print(figures)
-    assert ours.p50 <= 0.5 + max(0.5, disk.p50) and ours.p99 <= 3 * disk.p99 + 1, figures
+    slower = 3 if SANITIZED else 1
+    assert ours.p50 <= slower * 0.5 + max(0.5, disk.p50) and ours.p99 <= 3 * disk.p99 + slower, figures
     await driver.close()
     running.cancel()
 
