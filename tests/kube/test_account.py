@@ -20,7 +20,7 @@ import pytest
 from kube.server import ROUTER, Relay, Server
 from kube.test_api_server import Member, until
 
-from weave_router.kube.core import Answer, Call
+from weave_router.kube.values import Answer, Call
 
 NAMESPACE = "api/v1/namespaces/kube-system"
 

@@ -24,9 +24,10 @@ from weave_router.ipam.service import Service
 from weave_router.ipam.service import Settings as IpamSettings
 from weave_router.kube import objects
 from weave_router.kube.api_driver import Api
-from weave_router.kube.core import Call, Kube, Settings, World
+from weave_router.kube.core import Kube
 from weave_router.kube.driver import KubeDriver, utc
 from weave_router.kube.start_driver import Beginning, Start, on_disk
+from weave_router.kube.values import Call, Settings, World
 from weave_router.tunnel.identity import Identity
 from weave_router.tunnel.token import Token, TokenSet
 

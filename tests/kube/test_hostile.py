@@ -21,8 +21,8 @@ MEMORY_BYTES = 64 << 20
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weave_router.kube.api_driver.CALL_SECONDS", 0.5)
-    monkeypatch.setattr("weave_router.kube.core.BACKOFF_FIRST", 0.05)
-    monkeypatch.setattr("weave_router.kube.core.BACKOFF_MOST", 0.2)
+    monkeypatch.setattr("weave_router.kube.values.BACKOFF_FIRST", 0.05)
+    monkeypatch.setattr("weave_router.kube.values.BACKOFF_MOST", 0.2)
     monkeypatch.setattr("weave_router.kube.driver.EVENT_SECONDS", 0.2)
 
 

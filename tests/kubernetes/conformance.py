@@ -18,7 +18,7 @@ from typing import Any, Final
 from xml.etree import ElementTree
 
 from kubernetes import e2e_images, product, reference
-from kubernetes.cluster import CLUSTER_V4, KUBERNETES, PROGRAMS, Cluster, ClusterError, wait_for
+from kubernetes.cluster import CLUSTER_V4, KUBERNETES, PROGRAMS, Cluster, ClusterError
 from kubernetes.images import ROOT
 
 RESULTS: Final = ROOT / "docs" / "results" / "conformance.json"
@@ -88,7 +88,7 @@ def with_plugin(name: str, log: Path) -> Verdicts:
         cluster.boot(cidr=PLUGINS[name], more_images=e2e_images.archives())
         if name == "reference":
             reference.install(cluster)
-            wait_for("Nodes Ready", lambda: product.all_ready(cluster), 60)
+            product.wait_ready(cluster)
         else:
             product.install(cluster)
         say(f"{name} is installed: the specs run, log {log}")

@@ -1,12 +1,16 @@
 """One cluster for the whole room, with the product applied to it and one pod per node."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 from kubernetes import pods, product
 from kubernetes.cluster import Cluster, Node
+from kubernetes.images import ROOT
 
+LOGS = ROOT / "build" / "test-results" / "kubernetes-log"
+"""Of the control plane and the nodes' programs, of the last run."""
 TEST_SECONDS = 480
 """The first test of a session boots the cluster, some run many pods; each wait in them has a shorter end of its own."""
 
@@ -44,7 +48,10 @@ def installed(pytestconfig: pytest.Config) -> Iterator[Installed]:
         cluster.boot()
         seconds = product.install(cluster)
         say(f"applied and rolled out ({seconds:.1f} s)")
-        yield Installed(cluster, seconds)
+        try:
+            yield Installed(cluster, seconds)
+        finally:
+            shutil.copytree(cluster.folder / "log", LOGS, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,18 @@ def install(cluster: Cluster) -> float:
 def wait_installed(cluster: Cluster) -> None:
     """The DaemonSet rolled out and every Node Ready."""
     cluster.kubectl("-n", "kube-system", "rollout", "status", "ds/weave-router", "--timeout=120s", timeout=130)
-    wait_for("Nodes Ready", lambda: all_ready(cluster), 60)
+    wait_ready(cluster)
+
+
+def wait_ready(cluster: Cluster, seconds: float = 60) -> None:
+    """ClusterError with what the Nodes say that are not Ready."""
+    try:
+        wait_for("Nodes Ready", lambda: all_ready(cluster), seconds)
+    except ClusterError as error:
+        said = [f"{node['metadata']['name']}: {condition}" for node in cluster.get("nodes")
+                for condition in node["status"]["conditions"]
+                if condition["type"] == "Ready" and condition["status"] != "True"]
+        raise ClusterError(f"{error}; {'; '.join(said)}") from None
 
 
 def all_ready(cluster: Cluster) -> bool:

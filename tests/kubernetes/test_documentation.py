@@ -47,20 +47,25 @@ def test_symptom_another_networks_file_comes_first(cluster: Cluster, serving: di
 
 
 def test_symptom_udp_is_blocked(cluster: Cluster, serving: dict[str, Pod]) -> None:
-    """Between the first two nodes, both ways: status names a reason from the table, and then it heals."""
+    """From the second node to the first, while pods of both talk: status names a reason, and then it heals."""
     near, far = cluster.nodes[:2]
     rules = f"add table inet blocked; add chain inet blocked in {{ type filter hook input priority 0; }}; " \
             f"add rule inet blocked in ip saddr {far.v4} udp dport 6783 drop; " \
             f"add rule inet blocked in ip6 saddr {far.v6} udp dport 6783 drop"
     line = f"kubectl -n kube-system exec {router_of(cluster, near.name)} -- weave-router status connections"
     cluster.nodes[0].run("nft", rules)
+    reason = re.compile(r"no-proof|path-silent|path-lost|unreachable")
+    packet = ("ping", "-c", "1", "-W", "1", serving[far.name].addresses[0])
+
+    def said() -> bool:
+        serving[near.name].run(*packet, check=False)
+        return bool(reason.search(typed(cluster, line).stdout))
     try:
-        wait_for("a reason in status connections", lambda: re.search(
-            r"no-proof|path-silent|unreachable", typed(cluster, line).stdout), 60, 1)
+        wait_for("a reason in status connections", said, 60, 0)
     finally:
         cluster.nodes[0].run("nft", "delete table inet blocked")
-    wait_for("all is established again", lambda: not re.search(
-        r"no-proof|path-silent|unreachable", typed(cluster, line).stdout), 60, 1)
+    wait_for("all is established again", lambda: not said(), 60, 0)
+    serving[near.name].run(*packet)
 
 
 def router_of(cluster: Cluster, node: str) -> str:

@@ -19,7 +19,7 @@ ON_CLUSTER: Final = {
     "kubectl get nodes": r"node-1 +Ready",
     f"{_IN_POD} status": r"Trouble: none",
     f"{_IN_POD} status connections": r"established",
-    f"{_IN_POD} doctor": r"ok +underlay MTU: .*\n(.*\n)*.*bridge netfilter: on",
+    f"{_IN_POD} doctor": r"bridge netfilter: on.*\n(.*\n)*ok +underlay MTU: ",
     "kubectl exec busybox -- ip route": r"^default via \S+ dev eth0",
     "kubectl get events --field-selector involvedObject.kind=Node": r"node/node-1",
     "kubectl get events --field-selector reason=FailedCreatePodSandBox": r"",

@@ -23,9 +23,10 @@ from weave_router.ipam.arbitrated import ArbitratedBlocks
 from weave_router.ipam.service import Service
 from weave_router.ipam.service import Settings as IpamSettings
 from weave_router.kube import objects
-from weave_router.kube.core import Answer, Call, Kube, Settings, World
+from weave_router.kube.core import Kube
 from weave_router.kube.events import Lost
 from weave_router.kube.objects import UniverseLease
+from weave_router.kube.values import Answer, Call, Settings, World
 from weave_router.tunnel.identity import Identity
 
 NAMESPACE = "kube-system"

@@ -13,8 +13,9 @@ from weave_router.ipam.allocator import Holder
 from weave_router.ipam.arbitrated import ArbitratedBlocks
 from weave_router.ipam.values import Gate
 from weave_router.kube import objects
-from weave_router.kube.core import Answer, Kube, World, back_off
+from weave_router.kube.core import Kube
 from weave_router.kube.events import Event, Lost
+from weave_router.kube.values import Answer, World, back_off
 
 HARSH = Faults(lost_before=0.05, lost_after=0.1, refused=0.1, late=0.3, breaks=0.01)
 

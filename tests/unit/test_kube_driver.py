@@ -12,9 +12,9 @@ from typing import Any
 from unit import virtual_loop
 from unit.kube_api import ApiModel, Router, Sim
 
-from weave_router.kube.core import Answer, Call, World
 from weave_router.kube.driver import KubeDriver
 from weave_router.kube.events import lost_event
+from weave_router.kube.values import Answer, Call, World
 from weave_router.tunnel.token import Token, TokenSet
 
 SECONDS = 1200.0

@@ -21,9 +21,9 @@ from weave_router.config import load
 from weave_router.errors import BadPacket, UserError
 from weave_router.kube import objects, ranges, start_driver, tokens
 from weave_router.kube.api_driver import Api
-from weave_router.kube.core import Answer, World
 from weave_router.kube.driver import KubeDriver
 from weave_router.kube.ranges import Cluster
+from weave_router.kube.values import Answer, World
 from weave_router.kube.watch import GOOD_SECONDS, Watch, WatchEnded
 from weave_router.tunnel.token import Token, TokenSet
 

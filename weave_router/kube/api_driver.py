@@ -22,7 +22,7 @@ from lightkube.core.generic_client import BasicRequest, GenericAsyncClient
 
 from weave_router import limits
 
-from .core import Answer, Call
+from .values import Answer, Call
 from .watch import TOO_LARGE, WatchEnded
 
 CALL_SECONDS: Final = 10.0

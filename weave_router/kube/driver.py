@@ -22,7 +22,8 @@ from weave_router.errors import BadPacket
 
 from . import objects
 from .api_driver import Api
-from .core import Answer, Call, Kube, World, back_off
+from .core import Kube
+from .values import Answer, Call, World, back_off
 from .watch import Watch, WatchEnded
 
 T = TypeVar("T")

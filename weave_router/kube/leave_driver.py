@@ -13,7 +13,7 @@ from weave_router.errors import BadPacket
 
 from . import objects
 from .api_driver import Api
-from .core import Call
+from .values import Call
 
 LEFT = "kubectl -n {namespace} delete secret,lease -l app.kubernetes.io/name=weave-router"
 """What removes the rest of the cluster's objects, once no router runs any more."""

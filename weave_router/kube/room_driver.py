@@ -28,7 +28,7 @@ from weave_router.tunnel.token import TokenSet
 from weave_router.tunnel.token_driver import load_tokens
 
 from . import core as kube
-from . import start_driver
+from . import start_driver, values
 from .driver import KubeDriver, utc
 from .events import Lost
 
@@ -76,9 +76,10 @@ class Room:
     def open(self, service: Service) -> None:
         """The core; a node without a block waits for its first."""
         config, debug = self.config, self.config.debug_timers
-        settings = kube.Settings(config.node_name, config.namespace, config.range_v4,
-                                 debug.get("fence", kube.FENCE_SECONDS), debug.get("fence_jitter", kube.FENCE_JITTER),
-                                 debug.get("idle", kube.IDLE_SECONDS), leaving=config.uninstall)
+        settings = values.Settings(
+            config.node_name, config.namespace, config.range_v4, debug.get("fence", values.FENCE_SECONDS),
+            debug.get("fence_jitter", values.FENCE_JITTER), debug.get("idle", values.IDLE_SECONDS),
+            leaving=config.uninstall)
         held = None if config.token_file else self.start.tokens
         self._kept_targets = start_driver.kept_targets(config)
         self.core = kube.Kube(settings, self._node_id, ArbitratedBlocks(service), self._rng,
@@ -119,7 +120,7 @@ class Room:
     def _act(self, work: Callable[[float], Any]) -> Any:
         return self._ipam.do(lambda service, at: work(at))
 
-    def _world(self) -> kube.World:
+    def _world(self) -> values.World:
         mesh = self._mesh.mesh
         reachable = mesh.status().reachable
         heard = [signed.record for signed in mesh.table if signed.node_id in reachable]
@@ -128,7 +129,7 @@ class Room:
         names = {signed.node_id: signed.record.name for signed in mesh.table}
         lost = frozenset(Lost(signed.record.name, signed.node_id, each.block, each.gen)
                          for signed in mesh.table if signed.node_id != self._node_id for each in signed.record.lost)
-        return kube.World(reachable, sent, accepted, names, self._ipam.service.refusal() is None, utc(), lost,
+        return values.World(reachable, sent, accepted, names, self._ipam.service.refusal() is None, utc(), lost,
                           frozenset(self._cut_blocks()))
 
     def _cut_blocks(self) -> Iterator[int]:

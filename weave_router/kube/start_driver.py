@@ -29,8 +29,9 @@ from weave_router.tunnel.token import Token, TokenSet
 
 from . import objects, ranges, tokens
 from .api_driver import Api
-from .core import Answer, Call, Kube, World, back_off
+from .core import Kube
 from .objects import UniverseLease
+from .values import Answer, Call, World, back_off
 
 _log = logging.getLogger(__name__)
 STATE_FILE: Final = "kubernetes.json"

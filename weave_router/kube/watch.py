@@ -17,7 +17,7 @@ from weave_router import limits
 from weave_router.errors import BadPacket
 
 from . import objects
-from .core import Answer, Call
+from .values import Answer, Call
 
 GONE = 410
 TOO_LARGE = 413
