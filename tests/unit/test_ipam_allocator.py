@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from security.inputs import SANITIZED
 
 from weave_router.ipam.allocator import (
     BRIDGE,
@@ -351,7 +352,7 @@ def test_ten_thousand_addresses_on_a_node_that_owns_all() -> None:
         allocator.add_block(block)
     base = int(wide.network_address)
     allocator.load({base + 1 + i: Holder(str(i), "eth0") for i in range(10_000)}, {}, 0.0)
-    assert time.perf_counter() - started < 0.5
+    assert time.perf_counter() - started < (1.5 if SANITIZED else 0.5)
     times = []
     for i in range(200):
         begin = time.perf_counter()
