@@ -3,8 +3,8 @@
     pod a -- [h1: router, VXLAN] ----cable---- [h2: router, VXLAN] -- pod b      encrypted, and the yardstick
     pod c -- [h3: router       ] ----cable---- [h4: router       ] -- pod d      the same with --plaintext
 
-Each kind of wire in turn: segmented (tso, gso and checksum offload off at both ends, so the underlay carries frames
-of MTU size) and offloads, each also with bridge netfilter and so conntrack on the hosts (``segmented-netfilter``).
+Each kind of wire in turn: segmented (tso, gso and UDP segmentation off and GRO on at both ends, as on a card without
+offloads) and offloads, each also with bridge netfilter and so conntrack on the hosts (``segmented-netfilter``).
 Cases are those of _measures.py, and ``footprint``: start-up time, resident memory and idle CPU of one router. Runs
 alternate, so that a machine that slows down slows all alike; the figure is the median of ``--rounds``. Prints a table
 and merges what it measured into ``benchmarks/results/latest.json``: object ``throughput`` by figure and wire, each with
@@ -30,11 +30,12 @@ from _measures import CLOCK, UNITS, Figures, Way, measures  # noqa: E402
 from _results import RESULTS, circumstances, merge_figures  # noqa: E402
 from lab import Host, Lab, LabError, Pod, Router  # noqa: E402
 from lab.cluster import start_cluster  # noqa: E402
+from lab.namespace import Nic  # noqa: E402
 from lab.vxlan import join_vxlan, lay_vxlan  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-WIRES = {"segmented": False, "offloads": True}
+WIRES = {"segmented": Nic.SEGMENTED, "offloads": Nic.OFFLOADS}
 NETFILTER = "-netfilter"
 VXLAN_ADDRESSES = ("10.99.0.1", "10.99.0.2")
 VXLAN_ADDRESSES_V6 = ("fd99::1", "fd99::2")
@@ -69,7 +70,7 @@ BARS = {  # ratio: (least or most, figure)
 def two_hosts(
     lab: Lab, names: tuple[str, str], wire: str, flags: list[str]
 ) -> tuple[list[Host], list[Pod], list[Router]]:
-    cable = lab.cable(offloads=WIRES[wire.removesuffix(NETFILTER)])
+    cable = lab.cable(nic=WIRES[wire.removesuffix(NETFILTER)])
     hosts = [lab.host(name, cable, bridge_netfilter=wire.endswith(NETFILTER)) for name in names]
     routers, pods = start_cluster(lab, hosts, flags=flags)
     return hosts, pods, routers

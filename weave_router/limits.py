@@ -198,7 +198,7 @@ IPAM_STRANGERS_MAX: Final = 64
 
 TAP_QUEUE_LENGTH: Final = 1000
 """Frames the kernel queues before a TAP read: 4 ms of a flood of small ones, while the worker waits for a CPU. What may
-wait to be sealed (a megabyte, by flow) is bounded behind it. TCP and its round trip are the same with 128 and 1,000."""
+wait to be sealed (4 MB, by flow) is bounded behind it. TCP and its round trip are the same with 128 and 1,000."""
 
 UDP_BUFFER_BYTES: Final = 4 << 20
 """Buffers of the UDP port: some 60 superframes. With the default of 208 KB a 125 us path loses half its speed."""

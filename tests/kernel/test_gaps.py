@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from lab import Lab, Pod, Router
 from lab.cluster import start_cluster
+from lab.namespace import Nic
 from lab.router import wait_for, wait_ping
 
 Result = dict[str, Any]
@@ -56,7 +57,7 @@ def check_tcp(got: Result, most_ms: float) -> None:
 
 def black_hole(family: str) -> None:
     with Lab() as lab:
-        switches = [lab.switch(offloads=False) for _ in range(2)]
+        switches = [lab.switch(nic=Nic.BARE) for _ in range(2)]
         gateway = lab.gateway("gateway", *switches)
         hosts = [lab.host(label, switch) for label, switch in zip(("h1", "h2"), switches, strict=True)]
         _, (a1, b1, a2, b2) = start_cluster(lab, hosts, pods=2, family=family)

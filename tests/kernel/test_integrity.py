@@ -1,8 +1,8 @@
 """Nothing that crosses the overlay is changed, whatever the wire and the kernel offer.
 
-    pod a -- [h1 router] --wire-- [switch] --wire-- [h2 router] -- pod b        wire: MTU, family, offloads, faults
+    pod a -- [h1 router] --wire-- [switch] --wire-- [h2 router] -- pod b        wire: MTU, family, cards, faults
 
-The cases are a pairwise covering array over underlay MTU, underlay family, offloads, refused kernel features and bridge
+The cases are a pairwise covering array over underlay MTU, underlay family, cards, refused kernel features and bridge
 netfilter. ``SOAK=1`` sends 1 GiB and 20,000 datagrams per case instead of 128 MiB and 2,000.
 """
 
@@ -16,6 +16,7 @@ import pytest
 from kernel.covering import all_pairs, covering_array, pairs_of
 from lab import Faults, Lab, Pod, Router
 from lab.cluster import start_cluster
+from lab.namespace import Nic
 
 SOAK = os.environ.get("SOAK", "") not in ("", "0")
 TCP_BYTES = 1 << 30 if SOAK else 128 << 20
@@ -26,7 +27,7 @@ LOST_MAX = 0.05  # of a paced sender on a lossless wire; a busy machine may stil
 FACTORS: dict[str, list[object]] = {
     "mtu": [1280, 1500, 9000],
     "family": ["v4", "v6"],
-    "offloads": [True, False],
+    "nic": list(Nic),
     "refuse": ["", "uso", "tso", "csum", "udp_segment", "udp_gro", "bpf,locked"],
     "bridge_netfilter": [False, True],
 }
@@ -45,7 +46,7 @@ SESSION_REASONS = (
 
 
 def name_of(case: dict[str, object]) -> str:
-    words = [str(case["mtu"]), str(case["family"]), "offloads" if case["offloads"] else "segmented"]
+    words = [str(case["mtu"]), str(case["family"]), case["nic"].name.lower()]
     words += [str(case["refuse"] or "all").replace(",", "+"), "nf" if case["bridge_netfilter"] else "nonf"]
     return "-".join(words)
 
@@ -85,7 +86,7 @@ def check_no_drops(routers: list[Router], *reasons: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_bytes_arrive_as_sent(case: dict[str, Any]) -> None:
     with Lab() as lab:
-        switch = lab.switch(mtu=case["mtu"], offloads=case["offloads"])
+        switch = lab.switch(mtu=case["mtu"], nic=case["nic"])
         options = {"families": [case["family"]], "bridge_netfilter": case["bridge_netfilter"]}
         hosts = [lab.host(label, switch, **options) for label in ("h1", "h2")]
         env = {"WEAVE_ROUTER_REFUSE": case["refuse"]} if case["refuse"] else {}
@@ -133,10 +134,10 @@ def mac_of(pod: Pod) -> str:
 
 
 @pytest.mark.parametrize("family", ["v4", "v6"])
-@pytest.mark.parametrize("offloads", [True, False], ids=["offloads", "segmented"])
-def test_full_frames_are_not_fragmented_on_1500(family: str, offloads: bool) -> None:
+@pytest.mark.parametrize("nic", Nic)
+def test_full_frames_are_not_fragmented_on_1500(family: str, nic: Nic) -> None:
     with Lab() as lab:
-        switch = lab.switch(offloads=offloads)
+        switch = lab.switch(nic=nic)
         hosts = [lab.host(label, switch, families=[family]) for label in ("h1", "h2")]
         routers, (a, b) = start_cluster(lab, hosts, family=family)
         check_stream(lab, a, b, "v4", 16 << 20)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from lab import Capture, Faults, Host, Lab, LabError, Nat, Switch, read_pcap, sweep
-from lab.namespace import NETNS_DIR, PREFIX
+from lab.namespace import NETNS_DIR, PREFIX, Nic
 from lab.router import ping, wait_for
 from lab.tools import ROOT, tool
 from lab.vxlan import join_vxlan, lay_vxlan
@@ -46,9 +46,9 @@ def test_hash_gives_known_answers() -> None:
     assert json.loads(done.stdout) == {"ok": True}
 
 
-@pytest.mark.parametrize("offloads", [True, False])
-def test_clean_wire_loses_nothing(lab: Lab, offloads: bool) -> None:
-    switch = lab.switch(offloads=offloads)
+@pytest.mark.parametrize("nic", Nic)
+def test_clean_wire_loses_nothing(lab: Lab, nic: Nic) -> None:
+    switch = lab.switch(nic=nic)
     h1, h2 = lab.host("h1", switch), lab.host("h2", switch)
     for family in ("v4", "v6"):
         stream = lab.traffic.tcp(h1, h2, h2.address(family), bytes=(32 << 20) + 13)()
@@ -60,7 +60,7 @@ def test_clean_wire_loses_nothing(lab: Lab, offloads: bool) -> None:
 
 def test_generator_sees_corruption(lab: Lab) -> None:
     """nft rewrites four payload bytes of some datagrams and takes the checksum away: only the hash can tell."""
-    switch = lab.switch(offloads=False)
+    switch = lab.switch(nic=Nic.BARE)
     h1, h2 = lab.host("h1", switch), lab.host("h2", switch)
     h2.nft(
         "table ip damage {\nchain in { type filter hook input priority 0\n"
@@ -119,17 +119,16 @@ def test_multicast(lab: Lab, group: str) -> None:
 # -- wires ----------------------------------------------------------------------------------------------------------
 
 
-def test_offloads_decide_the_size_of_frames(lab: Lab) -> None:
-    """Off: nothing above the MTU is on the wire. On: the trains of a TCP stream are, so the switch is real."""
-    largest = {}
-    for offloads in (True, False):
-        switch = lab.switch(offloads=offloads)
-        h1, h2 = lab.host(f"a{offloads:d}", switch), lab.host(f"b{offloads:d}", switch)
-        capture = lab.capture(h2, "eth0", "tcp")
+def test_cards_decide_the_size_of_frames(lab: Lab) -> None:
+    """Of a TCP stream: whether trains leave the sender, and whether they reach the receiver's stack."""
+    large = {}
+    for nic in Nic:
+        cable = lab.cable(nic=nic)
+        h1, h2 = lab.host(f"a{nic.name}", cable), lab.host(f"b{nic.name}", cable)
+        captures = [lab.capture(host, "eth0", f"tcp and src {h1.address()}") for host in (h1, h2)]
         lab.traffic.tcp(h1, h2, h2.address(), bytes=4 << 20)()
-        largest[offloads] = max(len(packet) for packet in capture.packets())
-    assert largest[False] == 1514
-    assert largest[True] > 10_000
+        large[nic] = [max(len(packet) for packet in capture.packets()) > 1514 for capture in captures]
+    assert large == {Nic.OFFLOADS: [True, True], Nic.SEGMENTED: [False, True], Nic.BARE: [False, False]}
 
 
 @pytest.mark.parametrize("mtu", [1280, 9000])
@@ -142,7 +141,7 @@ def test_wire_mtu(lab: Lab, mtu: int) -> None:
 
 
 def test_loss_by_rule_and_cut(lab: Lab) -> None:
-    switch = lab.switch(offloads=False)
+    switch = lab.switch(nic=Nic.BARE)
     h1, h2 = lab.host("h1", switch), lab.host("h2", switch)
     assert ping(h1, h2.address())  # a lost ARP answer would cost the whole run
     h2.wire.lose(0.1)
@@ -220,7 +219,7 @@ def pin_neighbours(*hosts: Host) -> None:
 @pytest.mark.parametrize("family", ["v4", "v6"])
 def test_path_mtu_lowered_in_silence(lab: Lab, family: str) -> None:
     """1300 passes and 1400 does not, in both directions, and no ICMP says so; before ``block_icmp`` one does."""
-    one, two = lab.switch(offloads=False), lab.switch(offloads=False)
+    one, two = lab.switch(nic=Nic.BARE), lab.switch(nic=Nic.BARE)
     gateway = lab.gateway("gw", one, two)
     h1, h2 = lab.host("h1", one), lab.host("h2", two)
     header = 28 if family == "v4" else 48
@@ -304,7 +303,7 @@ def udp_of(frame: bytes) -> bytes:
 
 
 def test_capture_holds_every_frame(lab: Lab) -> None:
-    switch = lab.switch(offloads=False)
+    switch = lab.switch(nic=Nic.BARE)
     h1, h2 = lab.host("h1", switch), lab.host("h2", switch)
     capture = lab.capture(h2, "eth0", "udp and dst port 7100")
     lab.traffic.udp(h1, h2, h2.address(), count=1)()

@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, TypeVar
 
 from .capture import Capture
-from .namespace import KEEP_MARK, PREFIX, LabError, Namespace, sweep
+from .namespace import KEEP_MARK, PREFIX, LabError, Namespace, Nic, sweep
 from .network import BOTH, Cable, Gateway, Host, Nat, Node, Pod, Segment, Switch
 from .router import Router, new_token
 from .traffic import Traffic
@@ -131,14 +131,14 @@ class Lab:
         self._create(made)
         return made
 
-    def switch(self, *, mtu: int = 1500, offloads: bool = True) -> Switch:
+    def switch(self, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS) -> Switch:
         index = len(self._segments) + 1
-        made = Switch(self.namespace(f"switch{index}"), index, mtu=mtu, offloads=offloads)
+        made = Switch(self.namespace(f"switch{index}"), index, mtu=mtu, nic=nic)
         self._segments.append(made)
         return made
 
-    def cable(self, *, mtu: int = 1500, offloads: bool = True) -> Cable:
-        made = Cable(len(self._segments) + 1, mtu=mtu, offloads=offloads)
+    def cable(self, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS) -> Cable:
+        made = Cable(len(self._segments) + 1, mtu=mtu, nic=nic)
         self._segments.append(made)
         return made
 
@@ -149,12 +149,11 @@ class Lab:
         *,
         families: Sequence[str] = BOTH,
         faults: Faults | None = None,
-        offloads: bool | None = None,
         bridge_netfilter: bool = False,
     ) -> Host:
         made = Host(self._name(label), label, self.directory / label)
         self._create(made)
-        made.join(segment, families=families, faults=faults, offloads=offloads)
+        made.join(segment, families=families, faults=faults)
         if bridge_netfilter:
             made.bridge_netfilter(True)
         self.hosts.append(made)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import IO, Final
 
@@ -23,6 +24,17 @@ NETNS_DIR: Final = Path("/run/netns")
 NAME_PATTERN: Final = re.compile(rf"^{PREFIX}-(\d+)-\d+")
 KEEP_MARK: Final = "keep"
 COMMAND_TIMEOUT: Final = 120.0
+
+
+class Nic(Enum):
+    """What the card at the end of a wire does; the value is ethtool's words for a veth."""
+
+    OFFLOADS = ""
+    """Superframes cross whole."""
+    SEGMENTED = "tso off gso off tx-udp-segmentation off gro on"
+    """Frames of wire size, which the receiver merges: a card without offloads."""
+    BARE = "tx off sg off tso off gso off gro off tx-udp-segmentation off"
+    """Frames of wire size with finished checksums, one by one."""
 
 
 class LabError(Exception):
@@ -135,11 +147,10 @@ class Namespace:
     def sysctl(self, values: Mapping[str, int | str]) -> None:
         self.run(["sysctl", "-qw", *(f"{key}={value}" for key, value in values.items())])
 
-    def offloads(self, interface: str, on: bool) -> None:
-        """Off: the stack cuts and sums in software, so frames of wire size with finished checksums leave."""
-        state = "on" if on else "off"
-        words = ["tx", "sg", "tso", "gso", "gro", "tx-udp-segmentation"]
-        self.run(["ethtool", "-K", interface, *(part for word in words for part in (word, state))])
+    def set_nic(self, interface: str, nic: Nic) -> None:
+        """Make a new veth end behave like this card."""
+        if nic.value:
+            self.run(["ethtool", "-K", interface, *nic.value.split()])
 
     def pids(self) -> list[int]:
         listed = run(["ip", "netns", "pids", self.name], check=False)

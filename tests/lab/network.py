@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 
-from .namespace import LabError, Namespace
+from .namespace import LabError, Namespace, Nic
 from .wire import End, Faults, Wire
 
 GATEWAY_NUMBER: Final = 254
@@ -27,11 +27,11 @@ BOTH: Final = ("v4", "v6")
 class Segment(ABC):
     """One IP subnet per family and the wires into it."""
 
-    def __init__(self, index: int, *, mtu: int = 1500, offloads: bool = True) -> None:
+    def __init__(self, index: int, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS) -> None:
         self.v4 = IPv4Network(f"198.18.{index}.0/24")
         self.v6 = IPv6Network(f"2001:db8:{index:x}::/64")
         self.mtu = mtu
-        self.offloads = offloads
+        self.nic = nic
         self.gateway_number: int | None = None
         self.wires: list[Wire] = []
         self._numbers = itertools.count(1)
@@ -47,13 +47,13 @@ class Segment(ABC):
         """The other end of the next wire; None while a cable has only one."""
 
     def connect(
-        self, namespace: Namespace, interface: str, *, faults: Faults | None = None, offloads: bool | None = None
+        self, namespace: Namespace, interface: str, *, faults: Faults | None = None
     ) -> Wire | None:
         near = End(namespace, interface)
         far = self._far_end(near)
         if far is None:
             return None
-        wire = Wire(near, far, mtu=self.mtu, offloads=self.offloads if offloads is None else offloads, faults=faults)
+        wire = Wire(near, far, mtu=self.mtu, nic=self.nic, faults=faults)
         self.wires.append(wire)
         wire.lay()
         self._joined(far)
@@ -67,8 +67,8 @@ class Segment(ABC):
 class Switch(Segment):
     """A bridge in a namespace of its own; every wire ends at a port of it."""
 
-    def __init__(self, namespace: Namespace, index: int, *, mtu: int = 1500, offloads: bool = True) -> None:
-        super().__init__(index, mtu=mtu, offloads=offloads)
+    def __init__(self, namespace: Namespace, index: int, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS) -> None:
+        super().__init__(index, mtu=mtu, nic=nic)
         self.namespace = namespace
         namespace.sysctl({"net.ipv6.conf.default.disable_ipv6": 1})
         namespace.ip(f"link add br0 mtu {mtu} type bridge mcast_snooping 0", "link set br0 up")
@@ -87,8 +87,8 @@ class Cable(Segment):
     The wire exists once the second has joined; addresses of the first are set then.
     """
 
-    def __init__(self, index: int, *, mtu: int = 1500, offloads: bool = True) -> None:
-        super().__init__(index, mtu=mtu, offloads=offloads)
+    def __init__(self, index: int, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS) -> None:
+        super().__init__(index, mtu=mtu, nic=nic)
         self._first: tuple[End, list[str]] | None = None
 
     def _far_end(self, end: End) -> End | None:
@@ -122,13 +122,12 @@ class Node(Namespace):
         number: int | None = None,
         families: Sequence[str] = BOTH,
         faults: Faults | None = None,
-        offloads: bool | None = None,
     ) -> None:
         """Lay a wire, take the next number's addresses, and the default route where the segment has a gateway."""
         interface = f"eth{len(self.segments)}"
         number = segment.next_number() if number is None else number
         lines = self._address_lines(segment, interface, number, families)
-        wire = segment.connect(self, interface, faults=faults, offloads=offloads)
+        wire = segment.connect(self, interface, faults=faults)
         self.segments.append((segment, interface, number))
         if wire is None:
             assert isinstance(segment, Cable)

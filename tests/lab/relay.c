@@ -5,7 +5,7 @@
  *
  * A line "LOSS DUPLICATE REORDER DELAY_US" on stdin changes them while it runs. Prints {"ready": true} when it
  * forwards, and its counters as one JSON object when it is told to stop. It knows nothing of what it carries; frames
- * must be of wire size with finished checksums, so both interfaces need their offloads off. Called by wire.py.
+ * must be of wire size with finished checksums, so both interfaces are bare. Called by wire.py.
  *
  * A reordered frame is held until 1 to 8 later frames of its direction have passed, at most HOLD_NS.
  */

@@ -1,11 +1,11 @@
-"""A wire: a veth pair between two namespaces, with its MTU, its offloads and its faults.
+"""A wire: a veth pair between two namespaces, with its MTU, its cards and its faults.
 
         without repeats and reordering            with them: a relay in the middle, in the namespace of end b
 
     [a eth0]----veth----[b port]              [a eth0]--veth--[port.a]  relay.c  [port.b]--veth--[b port]
 
 Loss and cuts are nftables rules at end b and may change at any time, on every wire; they never need the relay. The
-relay carries frames of wire size, so its wires have offloads off. Called by network.py.
+relay carries finished frames of wire size, so its cards are bare. Called by network.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .namespace import LabError, Namespace, kill_process
+from .namespace import LabError, Namespace, Nic, kill_process
 from .tools import tool
 
 PPM: Final = 1_000_000
@@ -52,12 +52,14 @@ class End:
 class Wire:
     """One cable; laid once, changed by ``lose``, ``cut``, ``mend``, ``rule`` and ``set_faults``."""
 
-    def __init__(self, a: End, b: End, *, mtu: int = 1500, offloads: bool = True, faults: Faults | None = None) -> None:
+    def __init__(
+        self, a: End, b: End, *, mtu: int = 1500, nic: Nic = Nic.OFFLOADS, faults: Faults | None = None
+    ) -> None:
         self.a = a
         self.b = b
         self.mtu = mtu
         self.faults = faults
-        self.offloads = offloads and faults is None
+        self.nic = nic if faults is None else Nic.BARE
         self._relay: subprocess.Popen[str] | None = None
 
     def lay(self) -> None:
@@ -76,8 +78,7 @@ class Wire:
             f"peer name {other.interface} mtu {self.mtu} netns {other.namespace.name}"
         )
         for end in (one, other):
-            if not self.offloads:
-                end.namespace.offloads(end.interface, False)
+            end.namespace.set_nic(end.interface, self.nic)
             end.namespace.ip(f"link set {end.interface} up")
 
     # -- faults -----------------------------------------------------------------------------------------------------

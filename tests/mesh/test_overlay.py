@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 from lab import Lab, Pod, Router
 from lab.cluster import start_cluster, wait_group_known
-from lab.namespace import Namespace, kill_process
+from lab.namespace import Namespace, Nic, kill_process
 from lab.router import ping, wait_for
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
@@ -73,8 +73,8 @@ def beyond(overlay: Overlay) -> Namespace:
         "route add default via 2001:db8:fe::1",
     )
     gateway.sysctl({"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1})
-    gateway.offloads("out", False)
-    far.offloads("eth0", False)
+    gateway.set_nic("out", Nic.BARE)
+    far.set_nic("eth0", Nic.BARE)
     bridge = {family: bridge_address(overlay.routers[1], family) for family in BEYOND}
     near.ip(f"route add 192.0.2.0/30 via {bridge['v4']}", f"route add 2001:db8:fe::/64 via {bridge['v6']}")
     return far

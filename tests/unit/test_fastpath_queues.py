@@ -7,9 +7,10 @@ The plain one has a list per flow and no arena. Costs, turns and victims are RFC
 import random
 from dataclasses import dataclass, field
 
-from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_BYTES, Queues
+from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, Queues
 
 SMALL, SUPER = 64, 60_000
+FRAME_WEIGHT = 1536
 
 
 @dataclass
@@ -38,6 +39,10 @@ class Plain:
     def bytes(self) -> int:
         return sum((128 + size + 63) & ~63 for flow in self.flows.values() for _, size in flow.frames)
 
+    @property
+    def weight(self) -> int:
+        return self.bytes + FRAME_WEIGHT * sum(len(flow.frames) for flow in self.flows.values())
+
     def put(self, number: int, size: int, key: int, source: int) -> list[int]:
         if key not in self.flows:
             self.flows[key] = Flow(source)
@@ -45,7 +50,7 @@ class Plain:
             self.sparse.append(key)
         self.flows[key].frames.append((number, size))
         gone = []
-        while self.bytes > QUEUE_BYTES:
+        while self.weight > QUEUE_WEIGHT:
             most: dict[int, int] = {}
             for flow in self.flows.values():
                 most[flow.source] = most.get(flow.source, 0) + flow.cost
@@ -82,7 +87,7 @@ def test_the_compiled_queues_do_what_the_plain_ones_do() -> None:
         queues, plain = Queues(), Plain()
         number = dropped = 0
         for step in range(3000):
-            if rng.random() < (0.9 if step % 500 < 300 else 0.2):
+            if rng.random() < (0.9 if step % 1000 < 600 else 0.2):
                 flow = rng.randrange(24)
                 size = rng.choice((60 + flow, 1300 + flow, rng.randrange(14, 65_000)))
                 gone = queues.put(number, size, flow * 8, flow % 5)
@@ -94,10 +99,11 @@ def test_the_compiled_queues_do_what_the_plain_ones_do() -> None:
                 dropped += len(gone)
             else:
                 assert queues.take() == plain.take()
-            assert queues.waiting[1] == plain.bytes <= QUEUE_BYTES
+            assert queues.waiting[1:] == (plain.bytes, plain.weight)
+            assert plain.weight <= QUEUE_WEIGHT
         while plain.bytes:
             assert queues.take() == plain.take()
-        assert queues.waiting == (0, 0)
+        assert queues.waiting == (0, 0, 0)
         assert queues.take() is None
     assert dropped
 
@@ -114,7 +120,7 @@ def test_a_sparse_flow_goes_first() -> None:
 
 def test_the_longest_gives_way_and_the_oldest_of_it() -> None:
     queues, gone = Queues(), []
-    for number in range(40):
+    for number in range(100):
         size, flow = (SMALL, 1) if number == 10 else (SUPER, 2)
         fallen = queues.put(number, size, flow, source=flow)
         assert fallen is not None
@@ -124,9 +130,9 @@ def test_the_longest_gives_way_and_the_oldest_of_it() -> None:
             assert queues.take() == 10
     assert gone == [number for number in range(1, len(gone) + 2) if number != 10]
     assert len(gone) > 20
-    frames, held = queues.waiting
-    assert frames == 38 - len(gone)
-    assert QUEUE_BYTES - 2 * SUPER < held <= QUEUE_BYTES
+    frames, _, weight = queues.waiting
+    assert frames == 98 - len(gone)
+    assert QUEUE_WEIGHT - 2 * SUPER < weight <= QUEUE_WEIGHT
 
 
 def test_many_flows_of_one_pod_buy_no_more_than_one() -> None:

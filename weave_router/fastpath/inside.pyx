@@ -115,7 +115,7 @@ cdef enum:
     READ_FRAMES = 256  # read ahead per burst
     READ_BYTES = 131072  # likewise: a frame read only to be dropped costs what sealing it would
     SERVE_FRAMES = 64  # sealed per burst
-    SERVE_BYTES = 262144
+    SERVE_BYTES = 90112  # 64 frames of 1,368 bytes or two superframes; more is a sparse frame's wait, and no faster
     FRAME_OFFSET = 128  # from a Queued to its frame, HEADROOM included
     NOTHING = -1
     FAILED = -2

@@ -6,7 +6,7 @@ WINDOW_SIZE: Final[int]
 FRAME_COST: Final[int]
 QUANTUM: Final[int]
 QUANTUM_LEAST: Final[int]
-QUEUE_BYTES: Final[int]
+QUEUE_WEIGHT: Final[int]
 QUEUE_FLOWS: Final[int]
 
 class Parsed(NamedTuple):
@@ -22,8 +22,8 @@ class Parsed(NamedTuple):
     fragment: bool
 
 class Queues:
-    waiting: tuple[int, int]
-    """(frames, bytes)"""
+    waiting: tuple[int, int, int]
+    """(frames, bytes, weight)"""
 
     def put(self, number: int, size: int, flow: int, source: int) -> list[int] | None:
         """Numbers of the frames that gave way for this one; None: the arena has no room for a frame now."""

@@ -22,8 +22,8 @@ from weave_router.fastpath.queues cimport (
     FRAME_COST as C_FRAME_COST,
     QUANTUM as C_QUANTUM,
     QUANTUM_LEAST as C_QUANTUM_LEAST,
-    QUEUE_BYTES as C_QUEUE_BYTES,
     QUEUE_FLOWS as C_QUEUE_FLOWS,
+    QUEUE_WEIGHT as C_QUEUE_WEIGHT,
     Queued,
     Queues as CQueues,
     queue_over,
@@ -32,6 +32,7 @@ from weave_router.fastpath.queues cimport (
     queue_release,
     queue_take,
     queue_victim,
+    queue_weight,
     queues_init,
 )
 from weave_router.fastpath.replay cimport WINDOW_SIZE as C_WINDOW_SIZE
@@ -39,7 +40,7 @@ from weave_router.fastpath.replay cimport Window as CWindow, window_accept
 
 WINDOW_SIZE = C_WINDOW_SIZE
 FRAME_COST, QUANTUM, QUANTUM_LEAST = C_FRAME_COST, C_QUANTUM, C_QUANTUM_LEAST
-QUEUE_BYTES, QUEUE_FLOWS = C_QUEUE_BYTES, C_QUEUE_FLOWS
+QUEUE_WEIGHT, QUEUE_FLOWS = C_QUEUE_WEIGHT, C_QUEUE_FLOWS
 
 Parsed = namedtuple("Parsed", ("ethertype", "family", "l3", "l4", "protocol", "end", "payload", "fragment"))
 
@@ -110,8 +111,8 @@ cdef class Queues:
 
     @property
     def waiting(self):
-        """(frames, bytes)"""
-        return self.q.frames, self.q.bytes
+        """(frames, bytes, weight)"""
+        return self.q.frames, self.q.bytes, queue_weight(self.q)
 
 
 cdef uint8_t *copy_of(bytes data) except NULL:

@@ -5,10 +5,10 @@ cdef enum:
     QUEUE_FLOWS = 512  # queues; a power of two
     QUEUE_SOURCES = 64  # a power of two
     QUEUE_WAYS = 8  # neighbouring queues in which a flow looks for itself, or for an idle one
-    QUEUE_BYTES = 1048576  # what may wait, headers of ours included
-    BULK_BYTES = 262144  # enough waits when it is superframes: see queue_enough
+    QUEUE_WEIGHT = 4194304  # what may wait: about a TCP stream's window in superframes, some 2 ms of small frames
+    FRAME_WEIGHT = 1536  # of a frame beside its bytes
     BULK_FRAME = 8192
-    ARENA_BYTES = 2097152  # space is given back oldest first, so it is twice what may wait
+    ARENA_BYTES = 5242880  # space is given back oldest first, so it is more than what may wait; the less, the warmer
     FRAME_ROOM = 66048  # for one read: Queued, headroom, the largest frame, and room behind
     QUANTUM = 16384  # cost that a flow may spend in its turn; shared by the flows of one source
     QUANTUM_LEAST = 512
@@ -65,11 +65,15 @@ cdef Queued *queue_take(Queues *q) noexcept nogil
 cdef Queued *queue_victim(Queues *q) noexcept nogil
 cdef void queue_release(Queues *q, Queued *frame) noexcept nogil
 
+cdef inline uint64_t queue_weight(const Queues *q) noexcept nogil:
+    return q.bytes + <uint64_t>q.frames * FRAME_WEIGHT
+
+
 cdef inline bint queue_enough(const Queues *q) noexcept nogil:
-    """Superframes wait as well in the kernel's queue, which counts frames: what lies here unsealed only leaves the
-    cache, and a TCP stream that is ahead of us must not lose what that queue can hold."""
-    return q.bytes > BULK_BYTES and q.bytes > <uint64_t>q.frames * BULK_FRAME
+    """Superframes beyond a TCP stream's window wait as well in the kernel's queue, which counts frames: many streams
+    must not lose what that queue can hold."""
+    return queue_weight(q) > QUEUE_WEIGHT - FRAME_ROOM - FRAME_WEIGHT and q.bytes > <uint64_t>q.frames * BULK_FRAME
 
 
 cdef inline bint queue_over(const Queues *q) noexcept nogil:
-    return q.bytes > QUEUE_BYTES
+    return queue_weight(q) > QUEUE_WEIGHT
