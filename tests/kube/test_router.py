@@ -79,6 +79,8 @@ def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Se
     wait_for("cut off", lambda: port_state(third) == "DOWN", 20)
     assert f"block {network} is lost" in json.dumps(third.kube()["troubles"])
     assert not ping(pods[0], pods[2].address("v4"), wait=0.5)
+    name = network.replace(".", "-").replace("/", "-")
+    wait_for("the event", lambda: lost_events(server) == [f"n3.weave-router-block-{name}-lost-1"])
     third.kill()
     third.launch()
     assert port_state(third) == "DOWN"
@@ -99,6 +101,12 @@ def test_routers_that_all_start_while_the_api_is_away(lab: Lab, cluster: tuple[S
     lab.parallel(*(router.launch for router in routers))
     fresh = routers[2].attach(lab.pod(routers[2].host, "q"))
     assert all(ping(fresh, far.address("v4")) for far in pods)
+
+
+def lost_events(server: Server) -> list[str]:
+    """Their names: n3 and n1 may both tell, and give it the same."""
+    found = server.ask("GET", "api/v1/namespaces/default/events")["items"]
+    return sorted(event["metadata"]["name"] for event in found if event["reason"] == "BlockLost")
 
 
 def port_state(router: Member) -> str:
