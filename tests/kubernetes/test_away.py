@@ -96,8 +96,16 @@ def test_the_api_server_is_away_for_a_minute(cluster: Cluster, serving: dict[str
         print(f"pings lost in a row: {lost or 'none'}, of {PINGED_SECONDS * PINGS_A_SECOND}")
         # Two of the three routers are on the way, and each of them was killed once.
         assert len(lost) <= 2 and all(run <= GAP_SECONDS * PINGS_A_SECOND for run in lost)
-    # kubelet's own watch of its Node waits up to a minute; until then it posts a heartbeat beside the Unknown.
+    wait_recovered(cluster)
+
+
+def wait_recovered(cluster: Cluster) -> None:
+    """kubelet's own watches wait up to a minute: that of its Node, beside whose Unknown it posts heartbeats until then,
+    and that of its pods, none of which it starts."""
     product.wait_ready(cluster, 120)
+    made = [pods.pod(f"again-{node.name}", node.name) for node in cluster.nodes]
+    with cluster.objects(*made):
+        product.wait_running(cluster, [item["metadata"]["name"] for item in made], 120)
 
 
 def probed(cluster: Cluster) -> dict[str, tuple[str, int, str]]:
