@@ -65,6 +65,12 @@ def is_ready(pod: dict[str, Any] | None, but_not: str = "") -> bool:
         status["ready"] for status in pod["status"].get("containerStatuses", [{"ready": False}]))
 
 
+def container(pod: dict[str, Any] | None) -> str:
+    """Id of the router's container; empty while there is none."""
+    statuses = pod["status"].get("containerStatuses", []) if pod else []
+    return str(statuses[0].get("containerID", "")) if statuses else ""
+
+
 def wait_rolled_out(cluster: Cluster) -> None:
     cluster.kubectl(*SYSTEM, "rollout", "status", "ds/weave-router", f"--timeout={WAIT_SECONDS}s",
                     timeout=WAIT_SECONDS + 10)

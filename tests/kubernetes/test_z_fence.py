@@ -58,10 +58,17 @@ def is_ready(cluster: Cluster, node: Node) -> bool:
 
 
 def return_to_service(cluster: Cluster, node: Node, *, new_disk: bool = True) -> None:
+    """Router first, then Node: until the new kubelet speaks, the API has of both what was before the power went."""
+    before = rollout.container(rollout.router_pods(cluster).get(node.name))
     node.power_on(new_disk=new_disk)
+
+    def serves() -> bool:
+        pod = rollout.router_pods(cluster).get(node.name)
+        return rollout.is_ready(pod) and rollout.container(pod) != before
+
     # With its old disk containerd looks a minute for the sandboxes that ended with the power.
-    wait_for(f"{node.name} Ready", lambda: is_ready(cluster, node), 180)
-    wait_for(f"{node.name} serves", lambda: rollout.is_ready(rollout.router_pods(cluster).get(node.name)), 150)
+    wait_for(f"{node.name} serves", serves, 240)
+    wait_for(f"{node.name} Ready", lambda: is_ready(cluster, node), 90)
 
 
 def settled(cluster: Cluster, names: list[str]) -> None:
