@@ -128,10 +128,11 @@ test: .setup/release .setup/clients
 	@$(BIN)/python .ci/rooms $(ROOMS) -- $(ARGS)
 
 # QUICK=1: one short round of each, to see that all of it runs (3 minutes); figures are medians of five.
-BENCH ?= throughput others curves cni
+BENCH ?= throughput others pressure curves cni
 BENCH_ROUNDS = $(if $(QUICK),1,5)
 QUICK_throughput = --seconds 0.3 --wire segmented --wire offloads-netfilter
 QUICK_others = --seconds 1 --wire segmented
+QUICK_pressure = --seconds 1 --wire segmented
 QUICK_curves = --seconds 0.5 --points 2
 QUICK_cni = --pods 20
 .setup/bench: .setup/dependencies

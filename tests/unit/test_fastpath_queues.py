@@ -7,7 +7,7 @@ The plain one has a list per flow and no arena. Costs, turns and victims are RFC
 import random
 from dataclasses import dataclass, field
 
-from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, Queues
+from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, VICTIM_FRAMES, Queues
 
 SMALL, SUPER = 64, 60_000
 FRAME_WEIGHT = 1536
@@ -31,6 +31,9 @@ class Plain:
     flows: dict[int, Flow] = field(default_factory=dict)
     sparse: list[int] = field(default_factory=list)
     others: list[int] = field(default_factory=list)
+    victim: int = -1
+    victim_frames: int = 0
+    victim_cost: int = 0
 
     def quantum(self, source: int) -> int:
         return max(QUANTUM // sum(flow.source == source for flow in self.flows.values()), QUANTUM_LEAST)
@@ -51,13 +54,21 @@ class Plain:
         self.flows[key].frames.append((number, size))
         gone = []
         while self.weight > QUEUE_WEIGHT:
-            most: dict[int, int] = {}
-            for flow in self.flows.values():
-                most[flow.source] = most.get(flow.source, 0) + flow.cost
-            source = max(most, key=most.__getitem__)
-            longest = max((flow for flow in self.flows.values() if flow.source == source), key=lambda flow: flow.cost)
-            gone.append(longest.frames.pop(0)[0])
+            if self.victim_frames and self.victim in self.flows and self.flows[self.victim].cost > self.victim_cost:
+                self.victim_frames -= 1
+            else:
+                self.victim, self.victim_frames = self.longest(), VICTIM_FRAMES - 1
+                self.victim_cost = self.flows[self.victim].cost // 2
+            gone.append(self.flows[self.victim].frames.pop(0)[0])
         return gone
+
+    def longest(self) -> int:
+        """Key of the longest flow of the source with most."""
+        most: dict[int, int] = {}
+        for flow in self.flows.values():
+            most[flow.source] = most.get(flow.source, 0) + flow.cost
+        source = max(most, key=most.__getitem__)
+        return max((key for key, flow in self.flows.items() if flow.source == source), key=lambda key: self.flows[key].cost)
 
     def take(self) -> int | None:
         while turns := self.sparse or self.others:

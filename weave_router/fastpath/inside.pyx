@@ -112,8 +112,8 @@ from weave_router.fastpath.wire cimport (
 )
 
 cdef enum:
-    READ_FRAMES = 256  # read ahead per burst
-    READ_BYTES = 131072  # likewise: a frame read only to be dropped costs what sealing it would
+    READ_FRAMES = 1024  # read ahead per burst
+    READ_WASTED = 45056  # bytes that gave way, likewise: a frame read only to be dropped costs what sealing it would
     SERVE_FRAMES = 64  # sealed per burst
     SERVE_BYTES = 90112  # 64 frames of 1,368 bytes or two superframes; more is a sparse frame's wait, and no faster
     FRAME_OFFSET = 128  # from a Queued to its frame, HEADROOM included
@@ -492,8 +492,8 @@ cdef int read_ahead(Worker *w) noexcept nogil:
     cdef Queued *victim
     cdef Frame f
     cdef int size, frames = 0
-    cdef int64_t bytes = 0
-    while frames < READ_FRAMES and (frames < SERVE_FRAMES or bytes < READ_BYTES) and not queue_enough(w.queues):
+    cdef int64_t wasted = 0
+    while frames < READ_FRAMES and wasted < READ_WASTED and not queue_enough(w.queues):
         place = queue_place(w.queues)
         if place == NULL:
             break
@@ -503,9 +503,9 @@ cdef int read_ahead(Worker *w) noexcept nogil:
         parse_untrusted(&f, <uint8_t *>place + FRAME_OFFSET, size)
         queue_put(w.queues, place, (FRAME_OFFSET + size + 63) & ~63, size, flow_hash(&f), source_of(&f))
         frames += 1
-        bytes += size
         while queue_over(w.queues):
             victim = queue_victim(w.queues)
+            wasted += victim.size
             drop_traced(w, D_QUEUE, victim.flow)
             queue_release(w.queues, victim)
     count(w, C_QUEUED, frames)

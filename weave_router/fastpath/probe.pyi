@@ -8,6 +8,7 @@ QUANTUM: Final[int]
 QUANTUM_LEAST: Final[int]
 QUEUE_WEIGHT: Final[int]
 QUEUE_FLOWS: Final[int]
+VICTIM_FRAMES: Final[int]
 
 class Parsed(NamedTuple):
     """struct Frame of frame.pxd: offsets, 0 where there is none."""

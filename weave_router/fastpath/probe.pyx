@@ -24,6 +24,7 @@ from weave_router.fastpath.queues cimport (
     QUANTUM_LEAST as C_QUANTUM_LEAST,
     QUEUE_FLOWS as C_QUEUE_FLOWS,
     QUEUE_WEIGHT as C_QUEUE_WEIGHT,
+    VICTIM_FRAMES as C_VICTIM_FRAMES,
     Queued,
     Queues as CQueues,
     queue_over,
@@ -40,7 +41,7 @@ from weave_router.fastpath.replay cimport Window as CWindow, window_accept
 
 WINDOW_SIZE = C_WINDOW_SIZE
 FRAME_COST, QUANTUM, QUANTUM_LEAST = C_FRAME_COST, C_QUANTUM, C_QUANTUM_LEAST
-QUEUE_WEIGHT, QUEUE_FLOWS = C_QUEUE_WEIGHT, C_QUEUE_FLOWS
+QUEUE_WEIGHT, QUEUE_FLOWS, VICTIM_FRAMES = C_QUEUE_WEIGHT, C_QUEUE_FLOWS, C_VICTIM_FRAMES
 
 Parsed = namedtuple("Parsed", ("ethertype", "family", "l3", "l4", "protocol", "end", "payload", "fragment"))
 

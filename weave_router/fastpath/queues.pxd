@@ -13,6 +13,7 @@ cdef enum:
     QUANTUM = 16384  # cost that a flow may spend in its turn; shared by the flows of one source
     QUANTUM_LEAST = 512
     FRAME_COST = 2048  # what a frame costs beside its bytes: 1 us, in which 2 KB are cut, sealed and sent
+    VICTIM_FRAMES = 32  # that a flow found longest gives way with, before it is looked for again
     NOWHERE = -1
 
 # A frame in the arena. borrowed: everything points into the arena, and ends with queue_release.
@@ -50,6 +51,9 @@ cdef struct Queues:
     uint32_t wrapped  # where the upper part ends while head is below tail; 0: it is not
     Turns sparse
     Turns others
+    int32_t victim  # flow found longest last
+    uint32_t victim_frames  # that it may still lose unasked,
+    uint32_t victim_cost  # while it has more than this
     FlowQueue flow[QUEUE_FLOWS]
     SourceQueue source[QUEUE_SOURCES]
     uint8_t arena[ARENA_BYTES]
@@ -61,7 +65,8 @@ cdef Queued *queue_place(Queues *q) noexcept nogil
 cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint32_t flow, uint32_t source) noexcept nogil
 # The next frame by the discipline, off its queue; NULL: none. Its bytes stay until queue_release.
 cdef Queued *queue_take(Queues *q) noexcept nogil
-# The oldest frame of the longest flow of the source with most; never NULL while something waits.
+# The oldest frame of the longest flow of the source with most, or of one that was within the last VICTIM_FRAMES and
+# still has half of what it had; never NULL while something waits.
 cdef Queued *queue_victim(Queues *q) noexcept nogil
 cdef void queue_release(Queues *q, Queued *frame) noexcept nogil
 

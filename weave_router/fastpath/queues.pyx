@@ -185,6 +185,9 @@ cdef Queued *queue_take(Queues *q) noexcept nogil:
 
 cdef Queued *queue_victim(Queues *q) noexcept nogil:
     cdef int32_t i, source = 0, longest = NOWHERE
+    if q.victim_frames and q.flow[q.victim].cost > q.victim_cost:
+        q.victim_frames -= 1
+        return flow_pop(q, q.victim)
     for i in range(1, QUEUE_SOURCES):
         if q.source[i].cost > q.source[source].cost:
             source = i
@@ -192,4 +195,9 @@ cdef Queued *queue_victim(Queues *q) noexcept nogil:
         if q.flow[i].source == source and q.flow[i].first != NOWHERE and \
                 (longest == NOWHERE or q.flow[i].cost > q.flow[longest].cost):
             longest = i
-    return flow_pop(q, longest) if longest != NOWHERE else NULL
+    if longest == NOWHERE:
+        return NULL
+    q.victim = longest
+    q.victim_frames = VICTIM_FRAMES - 1
+    q.victim_cost = q.flow[longest].cost / 2
+    return flow_pop(q, longest)
