@@ -3,10 +3,10 @@
     pods a, c -- [h1: router] ----cable---- [h2: router] -- pods b, d        a talks to b while c disturbs, to d
 
 Each kind of wire in turn. A round: a's TCP alone; c floods with UDP of 64 bytes as fast as it goes, and a's round trips
-(one every 2 ms) and TCP are taken beside it; then both send TCP at once. Medians of ``--rounds`` go to object ``pressure``
-of ``benchmarks/results/latest.json`` and to ``ratios``: ``pressure.rtt_p99_us``, ``pressure.tcp_kept`` (in parts of the
-rate alone) and ``pressure.jain`` (Jain's index of the two streams: 1 is fair, 0.5 is one of them alone), each by wire. Exit
-status 1 where a bar is missed. Needs root and the installed program.
+(one every 2 ms) and TCP are taken beside it; then both send TCP at once. Medians of ``--rounds`` go to object
+``pressure`` of ``benchmarks/results/latest.json`` and to ``ratios``: ``pressure.rtt_p99_us``, ``pressure.tcp_kept`` (in
+parts of the rate alone) and ``pressure.jain`` (Jain's index of the two streams: 1 is fair, 0.5 is one of them alone),
+each by wire. Exit status 1 where a bar is missed. Needs root and the installed program.
 
     pressure.py [--rounds N] [--seconds S] [--wire segmented|offloads]...
 """
