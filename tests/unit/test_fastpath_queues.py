@@ -68,7 +68,8 @@ class Plain:
         for flow in self.flows.values():
             most[flow.source] = most.get(flow.source, 0) + flow.cost
         source = max(most, key=most.__getitem__)
-        return max((key for key, flow in self.flows.items() if flow.source == source), key=lambda key: self.flows[key].cost)
+        known = {key: flow.cost for key, flow in self.flows.items() if flow.source == source}
+        return max(known, key=known.__getitem__)
 
     def take(self) -> int | None:
         while turns := self.sparse or self.others:
