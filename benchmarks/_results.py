@@ -18,6 +18,14 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "benchmarks" / "results" / "latest.json"
 
+Bar = tuple[str, float]
+""">= or <=, and the figure."""
+
+
+def met(bar: Bar, value: float) -> bool:
+    sign, figure = bar
+    return value >= figure if sign == ">=" else value <= figure
+
 
 def load() -> dict[str, Any]:
     try:

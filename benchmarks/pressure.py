@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from _measures import PAYLOADS, Figures, Way, round_trips, whole  # noqa: E402
-from _results import RESULTS, circumstances, merge_figures  # noqa: E402
+from _results import RESULTS, Bar, circumstances, merge_figures, met  # noqa: E402
 from lab import Lab, LabError, Pod  # noqa: E402
 from lab.cluster import start_cluster  # noqa: E402
 from lab.iperf import iperf  # noqa: E402
@@ -35,7 +35,7 @@ from throughput import WIRES  # noqa: E402
 FLOODED_SECONDS = 60
 """Longer than anything that is measured beside it."""
 PINGS = 500
-BARS = {"rtt_p99_us": ("<=", 5000.0), "tcp_kept": (">=", 0.4), "jain": (">=", 0.95)}
+BARS: dict[str, Bar] = {"rtt_p99_us": ("<=", 5000.0), "tcp_kept": (">=", 0.4), "jain": (">=", 0.95)}
 
 
 @contextmanager
@@ -84,11 +84,6 @@ def run_wire(wire: str, rounds: int, seconds: float, console: Console) -> list[F
         return taken
 
 
-def held(name: str, value: float) -> bool:
-    sign, bar = BARS[name]
-    return value <= bar if sign == "<=" else value >= bar
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What one pod can take from another.")
     parser.add_argument("--rounds", type=int, default=5)
@@ -107,10 +102,11 @@ def main() -> int:
         middles = {name: statistics.median(values) for name, values in samples.items()}
         ratios = {f"pressure.{name}.{wire}": middles[name] for name in BARS}
         merge_figures("pressure", {wire: {**circumstances(), "rounds": options.rounds, "samples": samples}}, ratios)
-        for name, (sign, bar) in BARS.items():
-            verdict = "" if held(name, middles[name]) else "  [bold red]missed[/]"
-            missed += not held(name, middles[name])
-            console.print(f"{wire} {name}: {middles[name]:,.3f}  (bar {sign} {bar:g}){verdict}", highlight=False)
+        for name, bar in BARS.items():
+            well = met(bar, middles[name])
+            missed += not well
+            verdict = "" if well else "  [bold red]missed[/]"
+            console.print(f"{wire} {name}: {middles[name]:,.3f}  (bar {bar[0]} {bar[1]:g}){verdict}", highlight=False)
     console.print(f"merged into {RESULTS.relative_to(ROOT)}")
     return 1 if missed else 0
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from _measures import CLOCK, UNITS, Figures, Way, measures  # noqa: E402
-from _results import RESULTS, circumstances, merge_figures  # noqa: E402
+from _results import RESULTS, Bar, circumstances, merge_figures, met  # noqa: E402
 from lab import Host, Lab, LabError, Pod, Router  # noqa: E402
 from lab.cluster import start_cluster  # noqa: E402
 from lab.namespace import Nic  # noqa: E402
@@ -45,7 +45,7 @@ FOOTPRINT = "footprint"
 IDLE_SECONDS = 5.0
 CASES = (*measures(None, 0), FOOTPRINT)  # type: ignore[arg-type]  # names only
 
-BARS = {  # ratio: (least or most, figure)
+BARS: dict[str, Bar] = {  # by ratio
     **{f"tcp1.plaintext_to_encrypted.{wire}": (">=", 0.95) for wire in WIRES},
     "tcp1.encrypted.segmented": (">=", 0.75),
     "tcp1.encrypted.offloads": (">=", 0.60),
@@ -168,8 +168,7 @@ def held(name: str, ratio: float) -> bool | None:
     """Whether the bar of this ratio holds; None where it has none."""
     if name not in BARS:
         return None
-    sign, figure = BARS[name]
-    return ratio >= figure if sign == ">=" else ratio <= figure
+    return met(BARS[name], ratio)
 
 
 def show(ratios: dict[str, float], console: Console) -> None:
