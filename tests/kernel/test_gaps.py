@@ -84,29 +84,7 @@ def wire_cut() -> None:
         assert time.monotonic() - start < 6
 
 
-@pytest.fixture(scope="module")
-def beside() -> Iterator[dict[str, Future[None]]]:
-    """Three experiments that mostly wait, each in a lab of its own, side by side."""
-    with ThreadPoolExecutor() as pool:
-        yield {
-            "v4": pool.submit(black_hole, "v4"),
-            "v6": pool.submit(black_hole, "v6"),
-            "cut": pool.submit(wire_cut),
-        }
-
-
-@pytest.mark.parametrize("family", ["v4", "v6"])
-def test_path_mtu_lowered_with_icmp_blocked(beside: dict[str, Future[None]], family: str) -> None:
-    beside[family].result()
-
-
-def test_wire_cut_and_mended(beside: dict[str, Future[None]]) -> None:
-    """Longer than a path is held for lost: traffic goes on by itself when the wire is whole again."""
-    beside["cut"].result()
-
-
-def test_restart_gap() -> None:
-    """kill -9 and launch at once: across hosts a short gap, on one host nothing, and TCP lives on."""
+def restart() -> None:
     with Lab() as lab:
         switch = lab.switch()
         routers, (a1, b1, a2, b2) = start_cluster(lab, [lab.host(label, switch) for label in ("h1", "h2")], pods=2)
@@ -122,6 +100,33 @@ def test_restart_gap() -> None:
         for finish in across:
             check_gaps(finish(), UDP_GAP_MAX_MS)
         check_tcp(tcp(), LOAD_SECONDS * 1000)
+
+
+@pytest.fixture(scope="module")
+def beside() -> Iterator[dict[str, Future[None]]]:
+    """Experiments that mostly wait, each in a lab of its own, side by side."""
+    with ThreadPoolExecutor() as pool:
+        yield {
+            "v4": pool.submit(black_hole, "v4"),
+            "v6": pool.submit(black_hole, "v6"),
+            "cut": pool.submit(wire_cut),
+            "restart": pool.submit(restart),
+        }
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_path_mtu_lowered_with_icmp_blocked(beside: dict[str, Future[None]], family: str) -> None:
+    beside[family].result()
+
+
+def test_wire_cut_and_mended(beside: dict[str, Future[None]]) -> None:
+    """Longer than a path is held for lost: traffic goes on by itself when the wire is whole again."""
+    beside["cut"].result()
+
+
+def test_restart_gap(beside: dict[str, Future[None]]) -> None:
+    """kill -9 and launch at once: across hosts a short gap, on one host nothing, and TCP lives on."""
+    beside["restart"].result()
 
 
 def test_both_restarted_with_the_bridge_left_alone() -> None:

@@ -21,7 +21,7 @@ from lab.traffic import Traffic
 from weave_router.fastpath import engine as fp
 
 PAIRS = 9
-SLOTS, SLOT_SECONDS = 3, 0.5
+SLOTS, SLOT_SECONDS = 4, 0.2
 """Of either kind in one pair, and how long one is."""
 CHANGES_A_SECOND = 1000
 THROUGHPUT_LEAST = 0.93

@@ -451,7 +451,7 @@ def test_underlay_address_changes(cluster: Cluster) -> None:
     wait_ping(a, b.v4)
     wait_links(router, "h1", "h2", "h3")
     streams = [
-        cluster.lab.traffic.stream(near, far, far.v4, seconds=8, full=1340, small=64) for near, far in ((a, b), (b, a))
+        cluster.lab.traffic.stream(near, far, far.v4, seconds=5, full=1340, small=64) for near, far in ((a, b), (b, a))
     ]
     time.sleep(1)
     old, new = host.address(), "198.18.1.200"

@@ -63,7 +63,7 @@ def test_rotation_as_documented(lab: Lab) -> None:
     routers = two(lab)
     a, b = (router.attach(lab.pod(router.host, "p")) for router in routers)
     wait_ping(a, b.address("v4"))
-    stream = a.popen(["ping", "-i", "0.05", "-c", "200", "-W", "1", b.address("v4")])
+    stream = a.popen(["ping", "-q", "-i", "0.05", b.address("v4")])
     folder, made, *steps = commands("Tokens")
     assert folder == "cd /etc/weave-router && umask 077"
     carry_out(routers[0], made)
@@ -79,8 +79,10 @@ def test_rotation_as_documented(lab: Lab) -> None:
         if command.startswith("systemctl") and command is steps[1]:
             wait_for("it waits", lambda: "next edit: wait for h2" in carry_out(routers[0], ASKS))
         carry_out(routers[1], command)
-    out, _ = stream.communicate(timeout=60)
-    assert " 0% packet loss" in out, out
+    stream.send_signal(signal.SIGINT)
+    out, _ = stream.communicate(timeout=10)
+    sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", out).groups())  # type: ignore[union-attr]
+    assert sent > 20 and received >= sent - 1, out  # the last one may have been on its way
     assert all(router.token_file.read_text() == next_token for router in routers)
     wait_for("safe", lambda: routers[0].status()["tokens"]["next_edit"] == "safe")
     assert len(routers[0].status()["tokens"]["accepted"]) == 1

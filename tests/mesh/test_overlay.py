@@ -25,7 +25,7 @@ from scapy.layers.l2 import Ether
 
 BEYOND = {"v4": "192.0.2.2", "v6": "2001:db8:fe::2"}
 GROUPS = ("239.5.5.5", "ff05::555")
-QUERIER_SECONDS = 6.0
+QUERIER_SECONDS = 3.0
 
 
 @dataclass
@@ -141,8 +141,8 @@ def test_a_querier_in_a_pod_takes_nothing_from_anybody(overlay: Overlay) -> None
     near, *others = overlay.pods
     for router in overlay.routers:
         router.host.ip(
-            "link set weave type bridge mcast_query_interval 100 mcast_startup_query_interval 100 "
-            "mcast_query_response_interval 50 mcast_membership_interval 400 mcast_querier_interval 250",
+            "link set weave type bridge mcast_query_interval 50 mcast_startup_query_interval 50 "
+            "mcast_query_response_interval 25 mcast_membership_interval 200 mcast_querier_interval 125",
             "link set weave type bridge mcast_querier 0",
             "link set weave type bridge mcast_querier 1",  # asks now, not when the old interval ends
         )

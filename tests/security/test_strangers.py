@@ -31,7 +31,7 @@ from security.inputs import SANITIZED
 from security.stranger import build_stranger
 
 DATAGRAMS = 1_000_000
-DATAGRAMS_A_SECOND = 60_000
+DATAGRAMS_A_SECOND = 100_000
 OPENINGS = 10_000
 GROWTH = 2 << 20
 LINK_WITHIN = 2.0

@@ -20,7 +20,7 @@ from weave_router.host.faults import Fault, HostError
 
 _log = logging.getLogger(__name__)
 EXECUTABLE: Final = "weave-router-cni"
-FOLLOW_SECONDS: Final = 10.0
+FOLLOW_SECONDS: Final = 3.0
 """How often one who stays looks at plugins that come, go or change."""
 _VERSION_SECONDS: Final = 5.0
 _ATTACH_SOCKET: Final = "attach.sock"
