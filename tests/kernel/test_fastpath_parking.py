@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -155,6 +156,86 @@ def test_a_flow_stays_on_one_lane(with_program: bool) -> None:
                 assert world.side.port.receive() is not None
         assert all(len(found) == 1 for found in lanes.values())
         assert {next(iter(found)) for found in lanes.values()} == {0, 1, 2, 3}
+
+
+class Flows:
+    """UDP flows between A and B, begun by B's side, over four workers whose TAP has no program."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.world = build(stack, workers=4, steering=-1)
+        self.all = [(family, port) for family in (4, 6) for port in range(2000, 2012)]
+
+    def from_b(self, flow: tuple[int, int]) -> None:
+        family, port = flow
+        pair = (ip4(B), ip4(A)) if family == 4 else (ip6(B), ip6(A))
+        frame = ethernet(mac(A), mac(B), IPV4 if family == 4 else IPV6,
+                         ip_packet(*pair, UDP, udp(*pair, bytes(600), sport=53, dport=port)))  # fmt: skip
+        self.world.peers[2].send(self.world.peers[2].sealed(FRAME, frame))
+        assert self.world.side.port.receive() == frame
+
+    def from_a(self, flow: tuple[int, int], size: int = 600) -> bytes:
+        family, port = flow
+        pair = (ip4(A), ip4(B)) if family == 4 else (ip6(A), ip6(B))
+        return ethernet(mac(B), mac(A), IPV4 if family == 4 else IPV6,
+                        ip_packet(*pair, UDP, udp(*pair, bytes(size), sport=port, dport=53)))  # fmt: skip
+
+    def seen(self) -> dict[tuple[int, int], tuple[int, int]]:
+        """Flow -> (which worker reads a frame of it, the lane that it goes on)."""
+        found = {}
+        for flow in self.all:
+            before = [each["frames_in"] for each in self.world.engine.worker_counters()]
+            self.world.put(self.from_a(flow))
+            [one] = self.world.datagrams()
+            after = [each["frames_in"] for each in self.world.engine.worker_counters()]
+            [reader] = [i for i in range(4) if after[i] > before[i]]
+            found[flow] = reader, one.lane
+        return found
+
+
+def test_a_flow_that_the_other_side_began_and_left_silent_stays_on_its_lane() -> None:
+    """Without a program tun forgets a flow to which nothing was written for 3 s, and gives it a queue of its own."""
+    with ExitStack() as stack:
+        flows = Flows(stack)
+        for flow in flows.all:
+            flows.from_b(flow)
+        first = flows.seen()
+        assert {reader for reader, _ in first.values()} == {0, 1, 2, 3} and all(a == b for a, b in first.values())
+        later = first
+        deadline = time.monotonic() + 10
+        while sum(later[flow][0] != first[flow][0] for flow in flows.all) < len(flows.all) // 3:
+            assert time.monotonic() < deadline, "tun forgot nothing"
+            later = flows.seen()
+            assert [later[flow][1] for flow in flows.all] == [first[flow][1] for flow in flows.all]
+        for flow in flows.all:
+            flows.from_b(flow)  # tun learns from this write
+        assert flows.seen() == first
+
+
+def test_two_workers_on_one_lane_share_its_counters() -> None:
+    """One reads a flow of the other's lane: no counter comes twice, and pieces stay consecutive."""
+    with ExitStack() as stack:
+        flows = Flows(stack)
+        world = flows.world
+        for flow in flows.all:
+            flows.from_b(flow)
+        first = flows.seen()
+        deadline = time.monotonic() + 10
+        pairs: list[tuple[tuple[int, int], tuple[int, int]]] = []
+        while not pairs:
+            assert time.monotonic() < deadline, "tun forgot nothing"
+            later = flows.seen()
+            pairs = [(one, other) for one in flows.all for other in flows.all
+                     if later[one][0] != later[other][0] and later[one][1] == later[other][1] == later[other][0]]
+        moved, stayed = pairs[0]
+        lane = first[moved][1]
+        world.path(payload_max=548)
+        size, each = 1300, 300
+        world.put(*[flows.from_a(flow, size) for _ in range(each) for flow in (moved, stayed)])
+        found = world.datagrams(count=3 * 2 * each)
+        assert {one.lane for one in found} == {lane}
+        assert len({one.counter for one in found}) == len(found)
+        frames = Counter(one.counter - one.piece for one in found)
+        assert set(frames.values()) == {3}, "pieces are not consecutive"
 
 
 def test_workers_that_open_one_session_at_once_accept_nothing_twice() -> None:

@@ -68,7 +68,7 @@ from weave_router.fastpath.includes.native cimport (
     store_be32,
     store_csum,
 )
-from weave_router.fastpath.lanes cimport keep_queue, queues_are_kept
+from weave_router.fastpath.lanes cimport lane_of
 from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.queues cimport (
     Queued,
@@ -376,8 +376,7 @@ cdef void to_node(Worker *w, int slot, uint8_t *data, int size, const uint8_t *v
     if w.parked_of[slot].frames and not w.parked_leaving:
         inside_parked(w)  # the session came since this burst began: what waited goes first
     parse_untrusted(&f, data, size)
-    if queues_are_kept(w):
-        keep_queue(w, &f)
+    w.lane = lane_of(w, &f)
     capture(w, 0, slot, &f)
     tos = inner_tos(&f)
     mtu = budget - f.l3

@@ -29,7 +29,7 @@ from weave_router.fastpath.frame cimport (
 )
 from weave_router.fastpath.includes.linux cimport errno, iovec, writev
 from weave_router.fastpath.includes.native cimport load_be16, load_be32, store_be16
-from weave_router.fastpath.lanes cimport kept_queue, queues_are_kept
+from weave_router.fastpath.lanes cimport queue_of
 from weave_router.fastpath.report cimport count, drop_traced
 from weave_router.fastpath.state cimport JOIN_SEGMENTS, JOINS, Join, Worker
 
@@ -39,11 +39,6 @@ cdef enum:
     GSO_TCPV6 = 4
     GSO_UDP_L4 = 5
     JOIN_BYTES = 65000  # IP datagram of a joined frame
-
-
-cdef inline int tap_for(Worker *w, const Frame *f) noexcept nogil:
-    """Our own queue where a program steers flows; else the flow's, for tun learns from writes."""
-    return kept_queue(w, f) if queues_are_kept(w) else w.tap_fd
 
 
 cdef inline void written(Worker *w, long n) noexcept nogil:
@@ -73,7 +68,7 @@ cdef void write_single(Worker *w, Frame *f, bint open) noexcept nogil:
     iov[0].iov_len = w.vnet_hdr
     iov[1].iov_base = f.data
     iov[1].iov_len = f.size
-    written(w, writev(tap_for(w, f), iov, 2))
+    written(w, writev(queue_of(w, f), iov, 2))
 
 
 cdef void join_flush(Worker *w, Join *j) noexcept nogil:
@@ -121,7 +116,7 @@ cdef void join_flush(Worker *w, Join *j) noexcept nogil:
         iov[i + 2].iov_base = j.part[i]
         iov[i + 2].iov_len = j.part_size[i]
     count(w, C_SEGMENTS_JOINED, j.count)
-    written(w, writev(tap_for(w, &f), iov, j.count + 2))
+    written(w, writev(queue_of(w, &f), iov, j.count + 2))
 
 
 cdef void joins_flush(Worker *w) noexcept nogil:

@@ -89,6 +89,7 @@ cdef struct Path:  # immutable but for gso_off and told_ns
     uint64_t told_ns  # when an error of this path was last told
 
 cdef struct TxLane:  # worker-owned: the nonce space of (epoch, worker)
+    uint32_t lock  # of counter, epoch, used and live, where workers share lanes (lanes.pxd)
     uint64_t counter
     uint16_t used  # bitmap of epochs
     uint8_t epoch
@@ -98,6 +99,11 @@ cdef struct TxLane:  # worker-owned: the nonce space of (epoch, worker)
     uint64_t rx_packets
     uint64_t rx_bytes
     uint64_t rx_failed
+
+cdef struct Run:  # consecutive counters taken for the pieces of one frame
+    TxLane *lane
+    int epoch
+    uint64_t next
 
 cdef struct Session:
     uint32_t index
@@ -185,6 +191,7 @@ cdef struct Train:
     int count
     int closed
     int tos
+    int lane
     int bundle  # offset of the open bundle's header; -1: none
     int bundle_frames
     uint8_t data[TRAIN_BYTES + 64]
@@ -238,6 +245,7 @@ cdef struct Worker:
     int wake_fd
     int epoll_fd
     int vnet_hdr
+    int lane  # of the frame that is being forwarded: whose nonces seal it
     uint64_t rekey_packets  # our share of what one key may seal
     uint64_t rekey_bytes
     uint32_t stop
@@ -297,7 +305,7 @@ cdef struct Shared:
     int tap_csum
     int tap_tso
     int tap_uso
-    int steer_by_write  # no steering program: write through the queue that the flow is read from
+    int steer_by_write  # no steering program: lanes.pxd keeps each flow on its queue and lane
     int event_fd
     uint32_t event_armed
     uint64_t generation
@@ -319,7 +327,7 @@ cdef struct Shared:
     size_t mac_size
     int tap_fds[WORKERS_MAX]
     int udp_fds[WORKERS_MAX]
-    uint32_t flow_queue[FLOW_QUEUES]  # by flow hash: its 24 bits | worker + 1, 0: never read
+    uint32_t flow_queue[FLOW_QUEUES]  # by flow hash: its 24 bits | worker + 1, 0: never seen
 
 
 cdef inline uint64_t trie_find(const Shared *s, uint32_t number) noexcept nogil:

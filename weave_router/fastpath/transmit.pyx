@@ -50,10 +50,13 @@ from weave_router.fastpath.includes.native cimport (
     exchange32,
     relaxed64,
     set64,
+    spin_lock,
+    spin_unlock,
     store_be16,
     store_be32,
     store_be64,
 )
+from weave_router.fastpath.lanes cimport lanes_are_kept
 from weave_router.fastpath.report cimport (
     EV_GSO_OFF_,
     EV_PATH_ERROR_,
@@ -72,6 +75,7 @@ from weave_router.fastpath.state cimport (
     TRAINS,
     Command,
     Path,
+    Run,
     Session,
     Train,
     TxLane,
@@ -111,18 +115,41 @@ cdef int frame_budget(Worker *w, int slot) noexcept nogil:
     return path.payload_max - SEALED_OVERHEAD
 
 
-cdef inline int next_nonce(Worker *w, Session *s, int epoch, uint8_t *header) noexcept nogil:
-    """Write lane and counter to header bytes 8..15. -1 when this epoch was used and left before."""
-    cdef TxLane *lane = &s.tx[w.id]
+cdef inline uint64_t take_nonces(TxLane *lane, int epoch, int n) noexcept nogil:
+    """The first of `n` consecutive counters. 0 when this epoch was used and left before."""
     if not lane.live or lane.epoch != epoch:
         if lane.used & (1 << epoch):
-            return -1
+            return 0
         lane.used |= <uint16_t>(1 << epoch)
         lane.epoch = <uint8_t>epoch
         lane.live = 1
         lane.counter = 0
-    lane.counter += 1
-    store_be64(header + 8, (<uint64_t>(epoch << 4 | w.id) << 56) | lane.counter)
+    lane.counter += <uint64_t>n
+    return lane.counter - <uint64_t>n + 1
+
+
+cdef inline uint64_t next_nonces(Worker *w, TxLane *lane, int epoch, int n) noexcept nogil:
+    cdef uint64_t first
+    if not lanes_are_kept(w):
+        return take_nonces(lane, epoch, n)
+    spin_lock(&lane.lock)
+    first = take_nonces(lane, epoch, n)
+    spin_unlock(&lane.lock)
+    return first
+
+
+cdef inline int write_nonce(Worker *w, Session *s, int number, int epoch, Run *run, uint8_t *header) noexcept nogil:
+    """Lane and counter to header bytes 8..15. -1 when there is none."""
+    cdef TxLane *lane = &s.tx[number]
+    cdef uint64_t counter
+    if run != NULL and run.lane == lane and run.epoch == epoch:
+        counter = run.next
+        run.next += 1
+    else:
+        counter = next_nonces(w, lane, epoch, 1)
+    if counter == 0:
+        return -1
+    store_be64(header + 8, (<uint64_t>(epoch << 4 | number) << 56) | counter)
     return 0
 
 
@@ -137,8 +164,8 @@ cdef inline void sent_on(Worker *w, Session *s, int size) noexcept nogil:
         event_simple(w, EV_REKEY_, s.index, 0)
 
 
-cdef inline int seal_datagram(Worker *w, Session *s, int epoch, uint8_t *out, const uint8_t *body, int size,
-                              bint always_sealed) noexcept nogil:
+cdef inline int seal_datagram(Worker *w, Session *s, int lane, int epoch, Run *run, uint8_t *out, const uint8_t *body,
+                              int size, bint always_sealed) noexcept nogil:
     """Header, sealed body (descriptor and frame bytes, contiguous) and tag to out. Its length, or 0 (counted)."""
     cdef Cipher *cipher = &s.seal[w.id]
     cdef uint8_t nonce[12]
@@ -146,7 +173,7 @@ cdef inline int seal_datagram(Worker *w, Session *s, int epoch, uint8_t *out, co
     out[1] = 0
     store_be16(out + 2, w.shared.network)
     store_be32(out + 4, s.remote_index)
-    if next_nonce(w, s, epoch, out) != 0:
+    if write_nonce(w, s, lane, epoch, run, out) != 0:
         drop_traced(w, D_NONCE, s.index)
         return 0
     if s.flags & SESSION_PLAINTEXT_ and not always_sealed:
@@ -299,7 +326,7 @@ cdef Train *train_for(Worker *w, int slot, int tos) noexcept nogil:
     for i in range(TRAINS):
         t = &w.trains[i]
         if t.slot == slot:
-            if t.session == session and t.path == path and t.tos == tos:
+            if t.session == session and t.path == path and t.tos == tos and t.lane == w.lane:
                 return t
             train_flush(w, t)
             unused = t
@@ -314,6 +341,7 @@ cdef Train *train_for(Worker *w, int slot, int tos) noexcept nogil:
     unused.session = session
     unused.path = path
     unused.tos = tos
+    unused.lane = w.lane
     unused.bundle = -1
     return unused
 
@@ -337,8 +365,9 @@ cdef inline bint train_fits(const Train *t, int size) noexcept nogil:
     return not t.closed and size <= t.segment and t.count < TRAIN_SEGMENTS and t.used + size <= TRAIN_BYTES
 
 
-cdef void append_sealed(Worker *w, int slot, int tos, const uint8_t *body, int size) noexcept nogil:
-    """Seal one datagram (body = descriptor and frame bytes) to the end of the node's train."""
+cdef void append_sealed(Worker *w, int slot, int tos, const uint8_t *body, int size, Run *run) noexcept nogil:
+    """Seal one datagram (body = descriptor and frame bytes) to the end of the node's train; ``run``: with the next of
+    these counters."""
     cdef Train *t = train_for(w, slot, tos)
     cdef int length, need = HEADER_SIZE + size + TAG_SIZE
     if t == NULL:
@@ -354,7 +383,7 @@ cdef void append_sealed(Worker *w, int slot, int tos, const uint8_t *body, int s
         if t == NULL:
             drop(w, D_SEND)
             return
-    length = seal_datagram(w, t.session, t.path.epoch, t.data + t.used, body, size, False)
+    length = seal_datagram(w, t.session, t.lane, t.path.epoch, run, t.data + t.used, body, size, False)
     if length:
         train_account(w, t, length)
 
@@ -379,7 +408,8 @@ cdef void bundle_close(Worker *w, Train *t) noexcept nogil:
     t.bundle = -1
     t.bundle_frames = 0
     t.used = start
-    length = seal_datagram(w, t.session, t.path.epoch, t.data + start, t.data + start + HEADER_SIZE, size, False)
+    length = seal_datagram(w, t.session, t.lane, t.path.epoch, NULL, t.data + start, t.data + start + HEADER_SIZE, size,
+                           False)
     if length == 0:
         return
     if frames > 1:
@@ -428,15 +458,24 @@ cdef void transmit_fragments(Worker *w, int slot, uint8_t *data, int size, int f
     """A frame larger than the budget: consecutive pieces in one lane. The descriptor of piece k overwrites the end of
     piece k - 1, which is already sealed."""
     cdef int at = 0, index = 0, piece
+    cdef Train *t = train_for(w, slot, tos)
+    cdef Run run
     if budget < 64 or size > budget * 255:
         drop_traced(w, D_TOO_BIG, size)
         return
     count(w, C_FRAGMENTED, 1)
+    run.lane = NULL
+    if t != NULL and lanes_are_kept(w):
+        run.lane = &t.session.tx[t.lane]
+        run.epoch = t.path.epoch
+        run.next = next_nonces(w, run.lane, run.epoch, (size + budget - 1) // budget)
+        if run.next == 0:
+            run.lane = NULL  # this epoch has none left
     while at < size:
         piece = budget if size - at > budget else size - at
         descriptor(data + at - DESCRIPTOR_SIZE, KIND_FRAGMENT, index, size,
                    flags | (FLAG_LAST if at + piece == size else 0))
-        append_sealed(w, slot, tos, data + at - DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + piece)
+        append_sealed(w, slot, tos, data + at - DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + piece, &run)
         count(w, C_FRAGMENTS_SENT, 1)
         at += piece
         index += 1
@@ -455,7 +494,7 @@ cdef void transmit_frame(Worker *w, int slot, uint8_t *data, int size, int flags
         bundle_append(w, slot, tos, data, size, flags)
         return
     descriptor(data - DESCRIPTOR_SIZE, kind, index, gso, flags)
-    append_sealed(w, slot, tos, data - DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + size)
+    append_sealed(w, slot, tos, data - DESCRIPTOR_SIZE, DESCRIPTOR_SIZE + size, NULL)
 
 
 # ---- control -----------------------------------------------------------------------------------------------------
@@ -480,7 +519,8 @@ cdef void transmit_command(Worker *w, Command *command) noexcept nogil:
     if <int>command.pad_to > HEADER_SIZE + size + TAG_SIZE:
         memset(out + HEADER_SIZE + size, 0, command.pad_to - (HEADER_SIZE + size + TAG_SIZE))
         size = command.pad_to - HEADER_SIZE - TAG_SIZE
-    length = seal_datagram(w, s, own.epoch if own != NULL else path.epoch, out, out + HEADER_SIZE, size, True)
+    length = seal_datagram(w, s, w.id, own.epoch if own != NULL else path.epoch, NULL, out, out + HEADER_SIZE, size,
+                           True)
     if length == 0:
         return
     e = send_once(w, path, out, length, 0, 0)
