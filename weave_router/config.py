@@ -36,7 +36,7 @@ REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "l
 OTHER_VARIABLES: Final = frozenset({
     "CONFIG", "REFUSE", "JSON", "IFNAME", "CONTAINER_ID", "REPLACE", "PEER", "POD", "COUNT", "SECONDS", "SNAP", "WRITE",
     "OUTPUT", "FORCE", "DOMAIN_OF", "ADDRESS", "RELEASE", "REPAIR", "BIN", "BIN_DIR", "CONF_DIR", "NETWORK", "CHAIN",
-    "FOLLOW",
+    "FOLLOW", "TIMEOUT", "LOST_MAJORITY", "ABORT",
 })
 """Variables of this prefix that are no launch option: the file, the refused features, other commands' flags, and
 ``BIN``, by which tests and demo name the program."""

@@ -187,6 +187,16 @@ IPAM_FRAME_RUNS_MAX: Final = 192
 IPAM_FRAME_PEOPLE_MAX: Final = 1024
 """Members in one frame, about 30 bytes each: a cluster of 200 takes one."""
 
+IPAM_SUMS: Final = 256
+"""Parts of the range whose registers two nodes compare by 8 bytes each: 2.5 KB in a question."""
+
+IPAM_LETTER_PARTS_MAX: Final = 64
+"""Frames of one promise, 3 MB: 12,288 runs beyond what its reader knows. More than that neighbours tell each other
+first, then the question is asked again."""
+
+IPAM_LETTERS_SEEN_MAX: Final = 4096
+"""Letters remembered, so that each is handed on once: 200 members answering one question make 200."""
+
 IPAM_OUTBOX_BYTES: Final = 8 << 20
 """What a link may hold of IPAM's words while its socket takes nothing: all registers of a /12 in single runs are 2.5
 MB; what does not fit is dropped, and the next digest brings it."""

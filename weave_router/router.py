@@ -47,6 +47,7 @@ from weave_router.host.driver import Host
 from weave_router.host.forwarding_driver import Watch
 from weave_router.host.handover_driver import HandoverServer
 from weave_router.ipam import start_driver
+from weave_router.ipam.allocator import Holder
 from weave_router.ipam.driver import IpamDriver
 from weave_router.ipam.number import Universe, mac_of, mac_text, prefix_v6_of
 from weave_router.mesh import events as mesh_events
@@ -363,7 +364,8 @@ class Router:
         self.ipam_driver = None
         if self.ipam is not None:
             self.ipam_driver = IpamDriver(self.ipam, self.store, submit=self._writer.submit, say=self._say_ipam,
-                                          own=self.peers.blocks_changed)
+                                          own=self.peers.blocks_changed, bury=self._bury,
+                                          cut=self._cut_off if self.kube is None else None)
             self.peers.blocks_changed(self.ipam.owners())
         subnet = config.default_subnet or network
         settings = PodSettings(network, config.of_pods(self.universe.network_v6), self.bridge, self.bridge_address,
@@ -390,7 +392,7 @@ class Router:
         self.peers.join(self.mesh, self.tunnel, endpoints=self._endpoints, name_of=self.view.name_of)
         self.record.join(self.mesh_driver, self.attachments, self.ipam, self.book)
         if self.kube is not None and self.ipam_driver is not None:
-            self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments, self.host,
+            self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments,
                            use_tokens=self._use_tokens, submit=self._writer.submit)
 
     def _shown_config(self) -> LaunchConfig:
@@ -486,6 +488,14 @@ class Router:
     def _say_ipam(self, words: Iterable[tuple[bytes, bytes]]) -> None:
         self.mesh_driver.do(lambda mesh, now: mesh.say_ipam(words, now))
 
+    def _bury(self, retired: frozenset[bytes]) -> None:
+        """Of machines that are off for ever no record is kept."""
+        for node_id in retired:
+            self.mesh_driver.do(lambda mesh, now, node_id=node_id: mesh.bury(node_id, now))  # type: ignore[misc]
+
+    def _cut_off(self, holders: list[Holder]) -> None:
+        self._cutting = asyncio.ensure_future(self.attachments.cut_off(holders))
+
     def _make_book(self) -> None:
         """People's way to the addresses."""
         self.book = None
@@ -507,7 +517,7 @@ class Router:
         findings = self.ipam_driver.do(lambda ipam, now: ipam.reconcile(live, now))
         self._warnings += [f"{IPv4Address(f.number)} is in use by {f.holder}, but {f.problem}" for f in findings]
         if self.kube is not None:  # what was taken from us stays off
-            await self.kube.ports_down([f.holder for f in findings])
+            await self.attachments.cut_off([f.holder for f in findings])
         await self.book.show(self.book.exposed())
 
     # -- the fast path and the tunnel speak ----------------------------------------------------------------------------

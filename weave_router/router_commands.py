@@ -89,6 +89,12 @@ class Commands(View):
         await self._book.ungate()
         return self.ipam()
 
+    async def retire(self, request: schema.RetireRequest) -> schema.Retirement:
+        return await self._book.retire(request, self._parts.mesh.status().reachable)
+
+    def retirement(self) -> schema.Retirement:
+        return self._book.retirement()
+
     @property
     def _book(self) -> AddressBook:
         if self._router.book is None:

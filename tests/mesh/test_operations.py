@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab.lab import Lab
+from lab.namespace import LabError
 from lab.router import Router, program, wait_for, wait_ping
 from quality.tree import ROOT
 
@@ -86,6 +87,28 @@ def test_rotation_as_documented(lab: Lab) -> None:
     assert all(router.token_file.read_text() == next_token for router in routers)
     wait_for("safe", lambda: routers[0].status()["tokens"]["next_edit"] == "safe")
     assert len(routers[0].status()["tokens"]["accepted"]) == 1
+
+
+def test_a_machine_that_is_off_for_ever_as_documented(lab: Lab) -> None:
+    switch = lab.switch()
+    hosts = [lab.host(f"h{number}", switch) for number in (1, 2, 3, 4)]
+    one, _, three, four = routers = [
+        lab.router(host, peers=[hosts[0].address("v4")] if host is not hosts[0] else [],
+                   flags=("--ipalloc-init", "seed=h1,h2,h3,h4")) for host in hosts]  # fmt: skip
+    lab.parallel(*(router.launch for router in routers))
+    look, ask, look_again, abort, ask_again, look_last = commands("A machine that is off for ever")
+    wait_for("all members", lambda: all(carry_out(router, look).count("% of total)\n") == 4 for router in routers))
+    for router in (three, four):
+        router.kill()
+    wait_for("both are missed", lambda: carry_out(one, look).count("unreachable!") == 2)
+    with pytest.raises(LabError, match=r"h3 did not promise within 5 s: the retirement of h4 stays open"):
+        carry_out(one, ask)
+    assert "is retiring h4: h1, h2 promised, h3 did not yet" in carry_out(one, look_again)
+    assert carry_out(one, abort) == "given up: the retirement of h4\n"
+    three.launch()
+    wait_for("h3 is back", lambda: carry_out(one, look).count("unreachable!") == 1)
+    assert carry_out(one, ask_again).startswith("retired h4: ")
+    assert re.search(r"\(h4\) +0 IPs .* retired", carry_out(one, look_last))
 
 
 def test_backup_and_restore_as_documented(lab: Lab) -> None:

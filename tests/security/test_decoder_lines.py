@@ -22,7 +22,7 @@ VECTORS = (
     "security/test_corpus.py",
     *(f"unit/test_{name}.py" for name in (
         "config_load", "mesh_record", "mesh_link", "mesh_parts", "mesh_replica", "tunnel_wire", "tunnel_noise",
-        "tunnel_token", "kube_parts", "api_server", "host_handover")),
+        "tunnel_token", "kube_parts", "api_server", "host_handover", "ipam_rounds")),
 )  # fmt: skip
 CANNOT_COME = {"truncated"}
 """UDP's length field ends at 65,535, the receive buffers are that large."""

@@ -112,6 +112,8 @@ class MemoryRouter:
         self.trace_rows: list[tuple[int, ...]] = [(1, 0, 2, 3, 4)]
         self.complaints: tuple[str, ...] = ()
         self.wrong: tuple[str, ...] = ("10.32.0.7 is on a port",)
+        self.rounds = [schema.Retirement()]
+        self.retired: schema.RetireRequest | None = None
         self.broken = False
         self.hangs = False
 
@@ -203,6 +205,14 @@ class MemoryRouter:
 
     async def ungate(self, request: schema.UngateRequest) -> schema.Ipam:
         return schema.Ipam(status="ready", gate="own")
+
+    async def retire(self, request: schema.RetireRequest) -> schema.Retirement:
+        self.retired = request
+        return self.retirement()
+
+    def retirement(self) -> schema.Retirement:
+        """Each time the next of what was prepared; the last one stays."""
+        return self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
 
     async def capture(self, request: schema.CaptureRequest) -> MemoryCapture:
         if self.capturing is not None:

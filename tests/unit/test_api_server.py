@@ -115,6 +115,7 @@ MANY = json.dumps({"targets": ["a"] * (limits.TARGETS_MAX + 1)}).encode()
 PATHS = ", ".join([
     "/status", *(f"/status/{subject}" for subject in text.SUBJECTS), "/tokens", "/metrics", "/report", "/capture",
     "/connect", "/forget", "/detach", "/status/addresses", "/claim", "/expose", "/ipam/check", "/ipam/ungate",
+    "/retire", "/retirement",
 ])  # fmt: skip
 REFUSALS = [
     ("GET", "/nothing", b"", 404, f"there is nothing at '/nothing'; there are {PATHS}"),

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from unit.api_router import FRAMES, ID_A, POD, Served, serve
 
 from weave_router import limits
-from weave_router.api import text
+from weave_router.api import schema, text
 from weave_router.cli.main import COMMANDS, cli
 from weave_router.config import ENV_PREFIX, OPTIONS, OTHER_VARIABLES
 
@@ -121,6 +121,48 @@ def test_check_says_what_is_wrong_and_ends_with_1_until_it_is_mended(served) -> 
     assert done("ipam", "check", "--repair", run_dir=served.run_dir) == "10.32.0.7 is on a port\nrepair: entered\n"
     assert done("ipam", "check", run_dir=served.run_dir) == "all agree\n"
     assert done("ipam", "ungate", run_dir=served.run_dir) == "gate: own\n"
+
+
+# --- rmpeer -----------------------------------------------------------------------------------------------------
+
+
+def test_rmpeer_waits_for_promises_and_says_who_is_missing(served) -> None:
+    served.router.rounds = [
+        schema.Retirement(state="open", victims=("c",), promised=("a",), missing=("b", "d")),
+        schema.Retirement(state="open", victims=("c",), promised=("a", "b"), missing=("d",)),
+        schema.Retirement(state="done", victims=("c",), blocks=2, addresses=128)]
+    result = run("rmpeer", "c", run_dir=served.run_dir)
+    assert (result.exit_code, result.stdout) == (0, "retired c: 128 addresses are this node's now\n")
+    assert result.stderr.splitlines() == ["waiting for the promise of b, d; a promised",
+                                          "waiting for the promise of d; a, b promised"]  # fmt: skip
+    assert served.router.retired == schema.RetireRequest(peers=("c",))
+    served.router.rounds = [schema.Retirement(state="done", victims=("c",))]
+    assert done("rmpeer", "c", run_dir=served.run_dir) == "c: retired before, or without an address\n"
+    assert done("rmpeer", "--abort", run_dir=served.run_dir) == "given up: the retirement of c\n"
+    served.router.rounds = [schema.Retirement(state="done", victims=("c",), blocks=1, addresses=64)]
+    assert json.loads(done("rmpeer", "c", "--json", run_dir=served.run_dir))["addresses"] == 64
+
+
+def test_rmpeer_ends_with_1_when_a_promise_is_missing_or_refused(served) -> None:
+    served.router.rounds = [schema.Retirement(state="open", victims=("c",), promised=("a",), missing=("b",))]
+    late = run("rmpeer", "c", "--timeout", "0", run_dir=served.run_dir)
+    assert late.exit_code == 1 and late.stdout == ""
+    assert "b did not promise within 0 s: the retirement of c stays open and is completed when they do" in late.stderr
+    for reason, shown in (("d has another open", "d has another open"), ("", "the router was started anew; ask again")):
+        served.router.rounds = [schema.Retirement(state="failed", victims=("c",), reason=reason)]
+        assert said(run("rmpeer", "c", run_dir=served.run_dir)) == (1, f"not retired: {shown}")
+
+
+def test_rmpeer_without_a_majority_asks_for_the_word(served) -> None:
+    served.router.rounds = [schema.Retirement(state="done", victims=("c", "d"), blocks=1, addresses=64)]
+    words = ["rmpeer", "c", "d", "--lost-majority", "--run-dir", str(served.run_dir)]
+    for typed in ("yes\n", ""):
+        refused = CliRunner().invoke(cli, words, input=typed)
+        assert refused.exit_code == 1 and served.router.retired is None
+        assert "You promise that c, d are off and never start again with what is on their disks" in refused.stderr
+        assert "nothing was retired: --lost-majority asks for the word lost-majority" in refused.stderr
+    assert CliRunner().invoke(cli, words, input="lost-majority\n").exit_code == 0
+    assert served.router.retired == schema.RetireRequest(peers=("c", "d"), lost_majority=True)
 
 
 # --- token ------------------------------------------------------------------------------------------------------
@@ -328,8 +370,9 @@ SENTENCES = [
     (["lunch"], 2, "there is no command lunch; did you mean launch?"),
     (["xyzzy"], 2, "No such command 'xyzzy'; see `weave-router --help`"),
     (["ps"], 2, "there is no command ps; what does it here: `weave-router status attachments`"),
-    (["rmpeer"], 2, "there is no command rmpeer; what does it here: nothing yet: addresses of a machine that is gone "
-     "stay its own"),
+    (["rmpeer"], 2, "rmpeer: name at least one PEER (see `weave-router status ipam`), or give --abort alone"),
+    (["rmpeer", "a", "--abort"], 2,
+     "rmpeer: name at least one PEER (see `weave-router status ipam`), or give --abort alone"),
     (["token"], 2, "Missing command; see `weave-router token --help`"),
     (["launch"], 2, TOKEN_MISSING),
     (["launch", "--plaintext"], 2, TOKEN_MISSING),

@@ -1,10 +1,13 @@
 """docs/protocol.md says what the code does: its vectors, and the numbers of its tables."""
 
+import re
 from pathlib import Path
 
 import pytest
 from unit import protocol_vectors
 
+from weave_router.ipam import letters
+from weave_router.ipam import wire as ipam_wire
 from weave_router.mesh import frames
 from weave_router.tunnel import control, wire
 
@@ -24,6 +27,15 @@ def test_message_sizes() -> None:
 def test_link_frames_are_listed() -> None:
     for code, kind in frames.TYPES.items():
         assert f"| {code} {kind.__name__.lower()} |" in DOCUMENT
+
+
+def test_words_about_addresses_are_listed() -> None:
+    listed = [word for row in re.findall(r"^\| (\d+ [a-z ]+(?:, \d+ [a-z]+)*) \|", DOCUMENT, re.MULTILINE)
+              for word in row.split(", ")]  # fmt: skip
+    for kinds in (ipam_wire.KINDS, letters.KINDS):
+        for code, kind in kinds.items():
+            words = re.sub(r"(?<!^)([A-Z])", r" \1", kind.__name__).lower()
+            assert f"{code} {words}" in listed
 
 
 def test_control_kinds() -> None:

@@ -20,6 +20,7 @@ from weave_router.ipam.driver import IpamDriver
 from weave_router.ipam.knowledge import electorate
 from weave_router.ipam.number import Universe, parse_address
 from weave_router.ipam.registers import owners
+from weave_router.ipam.rounds import names
 from weave_router.ipam.service import Service
 from weave_router.ipam.values import Gate
 
@@ -115,6 +116,56 @@ class AddressBook:
         return [each for n in numbers for each in (IPv4Interface((n, length)), IPv6Interface((v6(n), 96)))
                 if each.version == 4 or self._has_ipv6()]
 
+    # -- retire ------------------------------------------------------------------------------------------------------
+
+    async def retire(self, request: schema.RetireRequest, reachable: frozenset[bytes]) -> schema.Retirement:
+        """Begin, go on, or give up; what is missing stands in the answer, and in ``retirement`` later."""
+        rounds = self.service.rounds
+        if request.give_up:
+            if not self._driver.do(lambda service, now: rounds.give_up(now)):
+                raise UserError("no retirement of this node is open: see `weave-router status ipam`")
+        else:
+            victims = frozenset(self._member(text) for text in request.peers)
+            if not victims:
+                raise UserError("name at least one member that is off for ever: see `weave-router status ipam`")
+            if alive := victims & reachable - {self.service.me} - self.service.state.retired:
+                raise UserError(f"{', '.join(names(alive, self.service))} can be reached: only a machine that is off "
+                                "for ever may be retired; stop its router first, and never start it again")
+            self._driver.do(lambda service, now: rounds.begin(victims, request.lost_majority, now))
+        await self._driver.written()
+        return self.retirement()
+
+    def retirement(self) -> schema.Retirement:
+        service, now = self.service, self.service.rounds.progress()
+        return schema.Retirement(
+            state=now.state, coordinator=service.person(service.me) if now.victims else "",
+            victims=names(now.victims, service), promised=names(now.promised, service),
+            missing=names(now.missing, service), reason=now.reason, blocks=now.blocks,
+            addresses=now.blocks * self._block_size())
+
+    def _retirements(self) -> Iterable[schema.Retirement]:
+        service = self.service
+        if service.state.round is not None:
+            yield self.retirement()
+        for coordinator, victims in sorted(service.rounds.others().items()):
+            yield schema.Retirement(state="promised", coordinator=service.person(coordinator),
+                                    victims=names(victims, service))
+
+    def _member(self, text: str) -> bytes:
+        """Of a name or the beginning of an id; of several of one name, that which is not retired yet."""
+        service, state = self.service, self.service.state
+        known = (state.members | state.proposed) - (state.left - state.retired)
+        found = {node for node in known if text == service.person(node).partition(" (")[0]
+                 or (len(text) >= 4 and node.hex().startswith(text.lower()))}
+        found = found - state.retired if len(found) > 1 else found
+        if len(found) != 1:
+            people = ", ".join(sorted(service.person(node) for node in known - state.retired)[:16])
+            raise UserError(f"{text} names {len(found)} members: give name or id of one of {people}")
+        return next(iter(found))
+
+    def _block_size(self) -> int:
+        return 1 << (32 - founding.block_prefix(self._universe.range_v4))
+
     # -- check -------------------------------------------------------------------------------------------------------
 
     async def ungate(self) -> None:
@@ -194,17 +245,19 @@ class AddressBook:
                 schema.OtherUniverse(peer=node.hex(), nickname=name_of(node), universe=other.universe.hex(),
                                      range=str(other.network))
                 for node, other in sorted(service.strangers.items())),
+            "retirements": tuple(self._retirements()),
         }  # fmt: skip
 
     def _members(self, reachable: frozenset[bytes]) -> Iterable[schema.Member]:
-        state, size = self.service.state, 1 << (32 - founding.block_prefix(self._universe.range_v4))
+        state, size = self.service.state, self._block_size()
         blocks = owners(state.registers)
         slots = self.service.slots()
         for node in sorted(state.members | state.proposed | blocks.keys()):
             count = len(blocks.get(node, ()))
             if node in state.left and not count:
                 continue
-            standing = ("retired" if node in state.retired else "slot" if node in slots
+            standing = ("retired" if node in state.retired else "retiring" if node in state.promised
+                        else "slot" if node in slots
                         else "left" if node in state.left else "member" if node in state.members else "proposed")
             yield schema.Member(
                 peer=node.hex(), nickname=self.service.person(node), standing=standing, blocks=count,
@@ -227,7 +280,17 @@ class AddressBook:
             found.append(service.refusal() or "")
         found += [f"node {service.person(node)} is in another universe of addresses ({other.network}): traffic goes "
                   "on, addresses are not shared" for node, other in service.strangers.items()]
-        return [sentence for sentence in found if sentence]
+        return [*(sentence for sentence in found if sentence), *self._of_retirements()]
+
+    def _of_retirements(self) -> Iterable[str]:
+        """What is pending, and what was left half done."""
+        for each in self._retirements():
+            who = ", ".join(each.victims)
+            yield (f"the retirement of {who} waits for the promise of {', '.join(each.missing)}" if each.missing
+                   else f"{each.coordinator} is retiring {who}: this node has promised")
+        if left := names(self.service.rounds.unfinished(), self.service):
+            yield (f"a retirement of {', '.join(left)} was given up: what they say about addresses is not followed any "
+                   f"more; complete it by `weave-router rmpeer {' '.join(left)}` when they are off for ever")
 
 
 def _texts(numbers: Iterable[int]) -> schema.AddressesReply:

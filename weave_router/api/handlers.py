@@ -50,6 +50,8 @@ class Handlers:
             "/expose": ("POST", self._told(schema.ExposeRequest, lambda request: router.expose(request))),
             "/ipam/check": ("POST", self._told(schema.CheckRequest, lambda request: router.ipam_check(request))),
             "/ipam/ungate": ("POST", self._told(schema.UngateRequest, lambda request: router.ungate(request))),
+            "/retire": ("POST", self._told(schema.RetireRequest, lambda request: router.retire(request))),
+            "/retirement": ("GET", self._retirement),
         }
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -106,6 +108,9 @@ class Handlers:
         if _wants_text(request):
             return web.Response(text=text.addresses(found) + "\n")
         return _json(found)
+
+    async def _retirement(self, request: web.BaseRequest) -> web.Response:
+        return _json(self._router.retirement())
 
     async def _tokens(self, request: web.BaseRequest) -> web.Response:
         return _json(self._router.tokens())

@@ -180,8 +180,8 @@ class Block(_Struct, frozen=True, kw_only=True):
 
 
 class Member(_Struct, frozen=True, kw_only=True):
-    """An identity of this node's universe. ``standing``: member, proposed, slot (of a seed, not started), left or
-    retired."""
+    """An identity of this node's universe. ``standing``: member, proposed, slot (of a seed, not started), left,
+    retired, or retiring (named in a retirement that is not complete)."""
 
     peer: str
     nickname: str = ""
@@ -190,6 +190,20 @@ class Member(_Struct, frozen=True, kw_only=True):
     addresses: int = 0
     reachable: bool = True
     incarnation: int = 0
+
+
+class Retirement(_Struct, frozen=True, kw_only=True):
+    """Of machines that are off for ever, by names. ``state``: none, open, done, failed (``reason``), or promised:
+    another node's, which this node has promised to. ``blocks``, ``addresses``: what came back."""
+
+    state: str = "none"
+    coordinator: str = ""
+    victims: tuple[str, ...] = ()
+    promised: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    reason: str = ""
+    blocks: int = 0
+    addresses: int = 0
 
 
 class OtherUniverse(_Struct, frozen=True, kw_only=True):
@@ -227,6 +241,8 @@ class Ipam(_Struct, frozen=True, kw_only=True):
     """What must come together after all hosts were off, as a sentence."""
     members: tuple[Member, ...] = ()
     other_universes: tuple[OtherUniverse, ...] = ()
+    retirements: tuple[Retirement, ...] = ()
+    """That are open."""
     range: str = ""
     range_ipv6: str = ""
     default_subnet: str = ""
@@ -406,6 +422,15 @@ class CheckReply(_Struct, frozen=True, kw_only=True):
 
 class UngateRequest(_Request, frozen=True, kw_only=True):
     """The operator's promise that this node was not retired and its store is the newest."""
+
+
+class RetireRequest(_Request, frozen=True, kw_only=True):
+    """The operator's promise that these machines (names, or beginnings of ids) are off for ever; ``lost_majority``:
+    that no more than the others are left. With ``give_up`` the open retirement ends instead."""
+
+    peers: Annotated[tuple[_TextOfSomething, ...], Meta(max_length=limits.IPAM_FRAME_PEOPLE_MAX)] = ()
+    lost_majority: bool = False
+    give_up: bool = False
 
 
 class CaptureRequest(_Request, frozen=True, kw_only=True):

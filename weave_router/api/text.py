@@ -268,6 +268,7 @@ def ipam(report: StatusReport, now: float) -> str:
             away = "" if member.reachable else " - unreachable!"
             standing = "" if member.standing == "member" else f" {member.standing}"
             lines.append(f"{node(member.peer, member.nickname):<30} {member.addresses:>8} IPs {share}{standing}{away}")
+        lines += [_retirement(each) for each in state.retirements]
         lines += [f"another universe: {node(o.peer, o.nickname)} has {o.range} ({o.universe[:ID_SHOWN] or 'none'})"
                   for o in state.other_universes]
     else:
@@ -276,6 +277,11 @@ def ipam(report: StatusReport, now: float) -> str:
         others = ", ".join(peer[:ID_SHOWN] for peer in conflict.others)
         lines.append(f"conflict: {conflict.address} belongs to {conflict.owner[:ID_SHOWN]}, also announced by {others}")
     return "\n".join(lines) or "no addresses are in use"
+
+
+def _retirement(each: schema.Retirement) -> str:
+    missing = f": {', '.join(each.promised)} promised, {', '.join(each.missing)} did not yet" if each.missing else ""
+    return f"{each.coordinator} is retiring {', '.join(each.victims)}{missing}"
 
 
 def _block(block: schema.Block, report: StatusReport, total: int) -> str:

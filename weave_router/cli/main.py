@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "expose": "addresses",
     "hide": "addresses",
     "ipam": "addresses",
+    "rmpeer": "rmpeer",
     "install-cni": "install_cni",
     "token": "token",
     "doctor": "doctor",
@@ -39,8 +40,7 @@ COMMANDS: Final = {
 
 OF_WEAVE: Final = {
     "ps": "`weave-router status attachments`", "setup": "`weave-router install-cni`",
-    "stop": "`systemctl stop weave-router`",
-    "version": "`weave-router --version`", "rmpeer": "nothing yet: addresses of a machine that is gone stay its own",
+    "stop": "`systemctl stop weave-router`", "version": "`weave-router --version`",
     "dns-lookup": "nothing: there is no DNS", "dns-add": "nothing: there is no DNS", "env": "`weave-router attach`",
     "run": "`weave-router attach`", "start": "`weave-router attach`", "consensus": "nothing: see --ipalloc-init",
     "prime": "nothing: see --ipalloc-init",

@@ -6,6 +6,7 @@ the API call it. The kernel's side is host/, this file decides order and refusal
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
@@ -21,6 +22,8 @@ from weave_router.host.pod import Attached, PodPlan, PodRoute, pod_plan
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.number import DERIVED_MAC_PREFIX, mac_of, mac_text
 from weave_router.store import AddressInUseError, Attachment
+
+_log = logging.getLogger(__name__)
 
 
 class Records(Protocol):
@@ -293,6 +296,15 @@ class Attachments:
         await self._host.detach(self._guard(self._held[key]))
         await self._forget(key, but)
         self._announce()
+
+    async def cut_off(self, holders: Iterable[Holder]) -> None:
+        """Their addresses became another node's. They stay attached, so that their DEL finds them; not a frame of
+        theirs leaves the port."""
+        for holder in holders:
+            held = self._held.get((holder.container, holder.ifname))
+            if held is not None:
+                await self._host.cut_off(held.host_ifname)
+                _log.error("cut off", extra={"container": holder.container, "port": held.host_ifname})
 
     # -- plans -----------------------------------------------------------------------------------------------------
 

@@ -156,6 +156,10 @@ class Host:
         self._reap.ask()
         return stood
 
+    async def cut_off(self, port: str) -> None:
+        """Down for good: its pod lost its address."""
+        await self.call(lambda ipr, nft: pod_driver.cut_off(ipr, port))
+
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         """What of the plan stands, at both ends; the descriptor stays the caller's."""
 

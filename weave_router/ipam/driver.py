@@ -41,11 +41,14 @@ def now() -> float:
 
 
 class IpamDriver:
-    """``submit``: to the store's writer. ``say``: (neighbour, bytes) in order. ``own``: blocks that changed hands."""
+    """``submit``: to the store's writer. ``say``: (neighbour, bytes) in order. ``own``: blocks that changed hands.
+    ``bury``: identities that were retired. ``cut``: pods whose addresses were taken; None: another room asks."""
 
     def __init__(self, service: Service, store: Store, *, submit: Callable[[Callable[[], object]], Future[object]],
                  say: Callable[[Iterable[tuple[NodeId, bytes]]], None],
-                 own: Callable[[Mapping[Block, NodeId]], None]) -> None:
+                 own: Callable[[Mapping[Block, NodeId]], None],
+                 bury: Callable[[frozenset[NodeId]], None] = lambda retired: None,
+                 cut: Callable[[list[Holder]], None] | None = None) -> None:
         self.service = service
         self.trouble = ""
         """The store's last complaint, while words wait for it."""
@@ -53,6 +56,8 @@ class IpamDriver:
         self._submit = submit
         self._say = say
         self._own = own
+        self._bury = bury
+        self._cut = cut
         self._waiting: deque[tuple[Step, Future[object] | None]] = deque()
         self._came = asyncio.Event()
         self._idle = asyncio.Event()
@@ -71,6 +76,8 @@ class IpamDriver:
                 await self._written(made, future)
                 self._waiting.popleft()
                 self._own(made.owners)
+                if made.retired:
+                    self._bury(made.retired)
                 self._say(made.words)
             self._idle.set()
 
@@ -114,9 +121,13 @@ class IpamDriver:
         if steps:
             words = tuple(word for made in steps for word in made.words)
             owners = {block: owner for made in steps for block, owner in made.owners.items()}
-            self._waiting.append((Step(rows, words, owners), None if rows.empty else future))
+            retired = frozenset(node for made in steps for node in made.retired)
+            self._waiting.append((Step(rows, words, owners, retired), None if rows.empty else future))
             self._idle.clear()
             self._came.set()
+        if self._cut is not None and self.service.lost:
+            lost, self.service.lost = self.service.lost, []
+            self._cut(lost)
         self._set_timer()
         return future
 

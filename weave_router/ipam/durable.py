@@ -6,7 +6,8 @@ are used or rest is not stored a second time: it follows from the leases. Pure. 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +40,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     locks: tuple[tuple[bytes, bytes, int], ...] = ()
     round: tuple[tuple[bytes, int], tuple[tuple[bytes, int], ...], tuple[bytes, ...], tuple[WireRegister, ...]] | None
     admissions: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()
+    lost_majority: bool = False  # of the round
+    retired_names: tuple[tuple[bytes, str], ...] = ()
 
 
 _decoder = msgspec.msgpack.Decoder(Head)
@@ -52,7 +55,10 @@ def decode_head(data: bytes) -> Head:
     return head
 
 
-def encode_head(state: State, range_text: str, names: tuple[str, ...]) -> bytes:
+def encode_head(
+    state: State, range_text: str, names: tuple[str, ...], retired_names: Mapping[NodeId, str] = MappingProxyType({})
+) -> bytes:
+    """``retired_names``: how those were called whom nobody announces any more."""
     r = state.round
     return msgspec.msgpack.encode(Head(
         range=range_text, names=names, universe=state.universe, gate=int(state.gate), boot_id=str(state.boot_id),
@@ -64,6 +70,7 @@ def encode_head(state: State, range_text: str, names: tuple[str, ...]) -> bytes:
             _flat(r.reported)),
         admissions=tuple((who, nonce, tuple(sorted(holders)))
                          for who, (nonce, holders) in sorted(state.admissions.items())),
+        lost_majority=r is not None and r.lost_majority, retired_names=tuple(sorted(retired_names.items())),
     ))  # fmt: skip
 
 
@@ -72,6 +79,7 @@ def state_of(me: NodeId, rows: IpamRows, used: Collection[Block], cooling: Colle
     if rows.head is None:
         return State(me=me)
     head = decode_head(rows.head)
+    registers = () if head.gate == Gate.RETIRED else rows.registers  # the rows of a life that is over are left there
     standing = {row.node: row.standing for row in rows.members}
 
     def having(bit: int) -> frozenset[NodeId]:
@@ -79,14 +87,15 @@ def state_of(me: NodeId, rows: IpamRows, used: Collection[Block], cooling: Colle
 
     return State(
         me=me, incarnation=head.incarnation, boot_id=head.boot_id, universe=head.universe, gate=Gate(head.gate),
-        registers=FrozenMap({row.block: Register(row.gen, row.seq, row.owner, row.issuer) for row in rows.registers}),
+        registers=FrozenMap({row.block: Register(row.gen, row.seq, row.owner, row.issuer) for row in registers}),
         members=having(MEMBER), proposed=having(PROPOSED), retired=having(RETIRED), promised=having(PROMISED),
         left=having(LEFT),
         incarnations=FrozenMap({row.node: row.incarnation for row in rows.members if row.incarnation}),
         used=frozenset(used), cooling=frozenset(cooling), contested=frozenset(head.contested), owed=_unflat(head.owed),
         locks=FrozenMap({victim: RoundId(node, number) for victim, node, number in head.locks}),
         round=None if head.round is None else Round(
-            RoundId(*head.round[0]), FrozenMap(dict(head.round[1])), frozenset(head.round[2]), _unflat(head.round[3])),
+            RoundId(*head.round[0]), FrozenMap(dict(head.round[1])), frozenset(head.round[2]), _unflat(head.round[3]),
+            head.lost_majority),
         rounds_started=head.rounds_started, leaving=head.leaving, arbiter=head.arbiter,
         admissions=FrozenMap({who: (nonce, frozenset(holders)) for who, nonce, holders in head.admissions}),
     )  # fmt: skip

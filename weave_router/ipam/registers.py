@@ -63,7 +63,7 @@ class Runs:
         verify: Callable[[bytes, bytes, bytes], bool],
     ) -> None:
         self.universe = bytes(16)
-        self._count = blocks
+        self.blocks = blocks
         self._public = public
         self._me = node_id_of(public)
         self._sign = sign
@@ -122,7 +122,7 @@ class Runs:
             raise BadPacket("register size")
         public, body = data[64:_HEAD], data[_HEAD:]
         parsed = decode_untrusted(_decoder, body, "register encoding")
-        if parsed.first + parsed.count > self._count:
+        if parsed.first + parsed.count > self.blocks:
             raise BadPacket("register outside the range")
         issuer = node_id_of(public)
         if data not in self._users and not self._verify(public, data[:64], self._signed(public, body)):

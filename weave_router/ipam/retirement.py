@@ -7,6 +7,7 @@ time; the driver repeats the question (``Retry``). Called by ``ownership.step`` 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from .knowledge import EVERYBODY, Out, electorate, issuing, knowledge_of, merge, restamp, send, voters
 from .values import (
@@ -34,13 +35,13 @@ from .values import (
 
 def on_retire(state: State, event: Retire, out: Out) -> State:
     victims = _fresh(state, event.victims)
-    reason = _refusal(state, victims)
+    reason = _refusal(state, victims, event.lost_majority)
     if reason is not None:
         out.append(reason)
         return state
     number = state.rounds_started + 1
     named = FrozenMap({v: state.incarnations.get(v, 0) for v in victims})
-    opened = Round(RoundId(state.me, number), named, frozenset({state.me}))
+    opened = Round(RoundId(state.me, number), named, frozenset({state.me}), lost_majority=event.lost_majority)
     state = state._replace(round=opened, rounds_started=number)
     state = _promise(state, opened.id, victims, out)
     ask(state, out)
@@ -52,7 +53,7 @@ def _fresh(state: State, victims: Iterable[NodeId]) -> frozenset[NodeId]:
     return frozenset(victims) - state.retired
 
 
-def _refusal(state: State, victims: frozenset[NodeId]) -> Refused | None:
+def _refusal(state: State, victims: frozenset[NodeId], lost_majority: bool) -> Refused | None:
     if state.arbiter:
         return Refused("the Kubernetes API owns the blocks: delete the Node, they are free 15 minutes later", victims)
     if not victims:
@@ -63,7 +64,7 @@ def _refusal(state: State, victims: frozenset[NodeId]) -> Refused | None:
         return Refused("this node has a round open already", frozenset(state.round.victims))
     if state.leaving or state.me in victims or not victims <= electorate(state):
         return Refused("not a member that can be retired from here", victims - electorate(state))
-    if not _few(state, victims):
+    if not (lost_majority or _few(state, victims)):
         return Refused("more than half of the members cannot be retired", victims)
     holder = _holder(state, RoundId(state.me, state.rounds_started + 1), victims)
     if holder is not None:
@@ -128,7 +129,7 @@ def on_promise(state: State, m: Message, body: Promise, out: Out) -> State:
     assert current is not None and current.id == body.round  # see ownership._obsolete
     state = merge(state, body.knowledge, out)
     reported = _newest(current.reported, _newer(body.knowledge.registers, state.registers))
-    return state._replace(round=Round(current.id, current.victims, current.acks | {m.sender}, reported))
+    return state._replace(round=replace(current, acks=current.acks | {m.sender}, reported=reported))
 
 
 def on_nack(state: State, m: Message, body: Nack, out: Out) -> State:
@@ -184,7 +185,7 @@ def continue_round(state: State, out: Out) -> State:
         out.append(Refused("the machine was seen alive", returned))
         return abort(state, out)
     missing = electorate(state) - frozenset(current.victims) - current.acks
-    if missing or not _few(state, victims):
+    if missing or not (current.lost_majority or _few(state, victims)):
         out.append(Waiting(missing))
         return state
     return _complete(state, current, victims, out)

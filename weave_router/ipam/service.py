@@ -8,7 +8,8 @@ arguments. Knows no socket, no store and no pod; who is on a link is told to it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Final
@@ -17,12 +18,14 @@ from weave_router import limits
 from weave_router.errors import BadPacket, UserError
 from weave_router.store_ipam import IpamRows, LeaseRow
 
-from . import durable, founding, wire
+from . import durable, founding, sentences, wire
 from .allocator import BRIDGE, Allocator, Change, Finding, Holder, NotNowError
 from .donation import owned
-from .knowledge import electorate, issuing, knowledge_of, voters
+from .knowledge import issuing, knowledge_of, voters
+from .letters import Letters
 from .ownership import fresh, step
 from .registers import Run, Runs, restored
+from .rounds import ROUND_WORDS, Rounds
 from .speech import Speech
 from .values import (
     NO_REGISTERS,
@@ -81,11 +84,12 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``words``: (neighbour, bytes). ``owners``: block -> whose it is now."""
+    """``words``: (neighbour, bytes). ``owners``: block -> whose it is now. ``retired``: since the step before."""
 
     rows: IpamRows
     words: tuple[tuple[NodeId, bytes], ...] = ()
     owners: Mapping[Block, NodeId] = field(default_factory=dict)
+    retired: frozenset[NodeId] = frozenset()
 
     @property
     def empty(self) -> bool:
@@ -120,6 +124,9 @@ class Service:
         self.state = fresh(me)
         self.runs = Runs(founding.block_count(settings.range_v4), public, sign, verify)
         self.speech = Speech(self.runs)
+        self.rounds = Rounds(self, Letters(public, sign, verify, nonce))
+        self.retired_names: dict[NodeId, str] = {}
+        """Nobody announces them any more."""
         self.allocator = Allocator(settings.range_v4, founding.block_prefix(settings.range_v4), settings.excluded,
                                    self._owner_text, settings.cooldown)
         self.names = settings.names
@@ -153,6 +160,7 @@ class Service:
             return
         head = self._head_of(rows.head)
         self.names = head.names or self.names
+        self.retired_names = dict(head.retired_names)
         if head.universe is not None:
             self.runs.universe = head.universe
         leases = {row.number: Holder(row.container, row.ifname) for row in rows.leases}
@@ -160,7 +168,7 @@ class Service:
         block_of = self.allocator.block_of
         used = {block_of(n) for n in leases if n not in resting}
         self.state = durable.state_of(self.me, rows, used, {block_of(n) for n in resting} - used)
-        for row in rows.registers:
+        for row in rows.registers if self.state.registers else ():
             if row.proof is not None:
                 self.runs.keep(row.block, restored(row.block, self.state.registers[row.block], row.proof))
             if row.owner == self.me:
@@ -187,7 +195,7 @@ class Service:
     def boot(self, boot_id: str, incarnation: int, live: Mapping[int, Holder], store_older: bool, now: float) -> None:
         """After ``load``: the gate. ``live``: addresses on the ports of pods that stand."""
         blocks = frozenset(self.allocator.block_of(n) for n in live if n in self.settings_range)
-        self._step(Boot(boot_id, incarnation, self._nonce(), store_older, blocks), now)
+        self.take_in(Boot(boot_id, incarnation, self._nonce(), store_older, blocks), now)
         if issuing(self.state):
             self._occupy_again(now)
         self._retry_at, self._digest_at = now + RETRY_SECONDS, now + DIGEST_SECONDS
@@ -213,7 +221,7 @@ class Service:
 
     def _found(self, event: Found, now: float) -> None:
         self.runs.universe = event.universe
-        self._step(event, now)
+        self.take_in(event, now)
 
     def seed_differs(self) -> bool:
         """Does the universe on record differ from what ``seed=`` now says?"""
@@ -231,7 +239,7 @@ class Service:
         if wanted is None:
             homes = owned(self.state)
             if not homes:
-                raise UserError("this node owns no block of addresses yet, so its bridge has none: see the other nodes")
+                raise UserError(self.refusal() or "this node owns no block of addresses yet, so its bridge has none")
             wanted = next((n for block in homes for n in self.allocator.numbers_of(block)), None)
             if wanted is None:
                 raise UserError("--ipalloc-exclude leaves this node no address for its bridge: exclude less")
@@ -278,7 +286,7 @@ class Service:
             for name in self.names:
                 if founding.slot_of(self.state.universe, name) == node:
                     return f"{name} (not started yet)"
-        return self._name_of(node)
+        return self.retired_names.get(node) or self._name_of(node)
 
     def _owner_text(self, block: Block) -> str | None:
         register = self.state.registers.get(block)
@@ -286,39 +294,12 @@ class Service:
 
     def refusal(self) -> str | None:
         """Why new addresses have to wait; None: they need not."""
-        if self.halted:
-            return self.halted
-        state = self.state
-        others = sorted(self.person(node) for node in electorate(state) - {self.me})
-        match state.gate:
-            case Gate.OPEN | Gate.OWN if state.leaving:
-                return "this node is leaving and gives no new addresses"
-            case Gate.OPEN | Gate.OWN:
-                return None
-            case Gate.CLOSED:
-                return (f"new addresses wait: this host was booted and no other member has answered yet "
-                        f"({', '.join(others[:8])}); or promise that it was not retired by `weave-router ipam ungate`")
-            case Gate.RESTORED:
-                return ("new addresses wait: the store is older than what was seen of this node (a copy put back?); if "
-                        "no other copy runs, open it by `weave-router ipam ungate`")
-            case Gate.RETIRED:
-                return "this node was retired and owns no addresses: start it anew by `weave-router reset`"
-            case Gate.LEFT:
-                return "this node has left the universe: start it anew by `weave-router reset`"
-        return "this node has no address universe yet: give --ipalloc-init new or seed=NAME,..."
+        return self.halted or sentences.refusal(self.state, self.person)
 
     def conflicts(self) -> list[str]:
         """Sentences about slots that two identities claim."""
-        state, found = self.state, []
-        if state.contested and not state.arbiter:
-            register = state.registers.get(min(state.contested))
-            other = self._contender
-            who = self._name_of(other) if other else "another node"
-            mine = register is not None and register.owner == self.me
-            found.append(f"the seed slot {self.settings.name} is claimed by this node ({self.me.hex()[:12]}) and by "
-                         f"{who} ({other.hex()[:12] if other else '?'}): neither gives new addresses from it; "
-                         f"reset one of the two{'' if mine else ', best this one'}")
-        return found
+        other = (self._contender, self._name_of(self._contender)) if self._contender else None
+        return sentences.conflicts(self.state, self.settings.name, other)
 
     _contender: NodeId | None = None
 
@@ -343,7 +324,7 @@ class Service:
         if refusals and change.occupied:  # cannot be: what the core refuses was refused before
             for number, _ in change.leased:
                 self.release(holder, now, number)
-            raise NotNowError(refusals[0])
+            raise NotNowError(refusals[0].reason)
 
     def release(self, holder: Holder, now: float, number: int | None = None) -> tuple[int, ...]:
         change = self.allocator.release(holder, now, number)
@@ -359,9 +340,9 @@ class Service:
         return self.growing or self._donor() is not None or bool(self.gifts)
 
     def ungate(self, now: float) -> None:
-        refusals = self._step(Ungate(), now)
+        refusals = self.take_in(Ungate(), now)
         if refusals:
-            raise UserError(f"{refusals[0]}: there is nothing to open")
+            raise UserError(f"{refusals[0].reason}: there is nothing to open")
 
     def halt(self, reason: str) -> None:
         """A clone of this identity runs: nothing new until it is gone."""
@@ -369,7 +350,7 @@ class Service:
 
     def apply(self, event: Grant | Withdraw, now: float) -> bool:
         """The arbiter's word. A block that is new is used when the neighbours know of it; without any at once."""
-        return not self._step(event, now, source=self.me if self.neighbours else None)
+        return not self.take_in(event, now, source=self.me if self.neighbours else None)
 
     # -- neighbours --------------------------------------------------------------------------------------------------
 
@@ -378,7 +359,8 @@ class Service:
         if not self.on:
             return
         self.neighbours[node] = False
-        self._say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))
+        self.say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))
+        self.rounds.link_up(node, now)
         self._flush(self.state, now)
 
     def link_down(self, node: NodeId, now: float) -> None:
@@ -413,9 +395,11 @@ class Service:
                 if body.hash != self.speech.hash_of(knowledge_of(self.state)):
                     self._tell_all(node)
                 if first and self.state.gate == Gate.CLOSED:
-                    self._step(Retry(self._nonce()), now)
+                    self.take_in(Retry(self._nonce()), now)
             case wire.Barrier():
-                self._say(node, wire.Passed(body.nonce))
+                self.say(node, wire.Passed(body.nonce))
+            case wire.Letter():
+                self.rounds.hear_untrusted(node, body.data, now)
             case wire.Passed():
                 gift = self.gifts.get(body.nonce)
                 if gift is not None:
@@ -423,11 +407,19 @@ class Service:
                     self._settle_gifts(now)
             case _:
                 told, runs = self.speech.heard_untrusted(body)
-                self._heard, self._told_people = runs, isinstance(body, wire.Tell | wire.SyncAnswer)
                 message = Message(node, envelope.incarnation, universe, envelope.to or None, told)
-                self._step(Receive(message), now, source=node)
-                self._heard, self._told_people = {}, False
+                self._told_people = isinstance(body, wire.Tell | wire.SyncAnswer)
+                with self.hearing(runs):
+                    self.take_in(Receive(message), now, source=node)
+                self._told_people = False
         self._flush(self.state, now)
+
+    @contextmanager
+    def hearing(self, runs: dict[Block, Run]) -> Iterator[None]:
+        """The runs behind the registers in what is taken in meanwhile."""
+        self._heard = runs
+        yield
+        self._heard = {}
 
     def _meet(self, node: NodeId, envelope: wire.Envelope, body: wire.Body, now: float) -> None:
         """Another universe: named in status, nothing merges, data go on."""
@@ -436,11 +428,11 @@ class Service:
             if len(self.strangers) >= limits.IPAM_STRANGERS_MAX:
                 self.strangers.pop(next(iter(self.strangers)))
             self.strangers[node] = Stranger(envelope.universe, network)
-            self._say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))  # so that it knows us, too
-            self._step(Met(node), now)
+            self.say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))  # so that it knows us, too
+            self.take_in(Met(node), now)
         if isinstance(body, wire.Hello):
             universe = envelope.universe or None
-            self._step(Receive(Message(node, envelope.incarnation, universe, self.me, Hello(body.spare))), now)
+            self.take_in(Receive(Message(node, envelope.incarnation, universe, self.me, Hello(body.spare))), now)
         self._flush(self.state, now)
 
     # -- time --------------------------------------------------------------------------------------------------------
@@ -461,13 +453,13 @@ class Service:
         self._settle_gifts(now)
         if self._retry_at <= now:
             self._retry_at = now + RETRY_SECONDS
-            if self.state.gate == Gate.CLOSED or self.state.owed:
-                self._step(Retry(self._nonce()), now)
+            if self.rounds.due(now) or self.state.gate == Gate.CLOSED or self.state.owed:
+                self.take_in(Retry(self._nonce()), now)
             self._prefetch(now)
         if self._digest_at <= now:
             self._digest_at = now + DIGEST_SECONDS * (0.9 + self._nonce() % 1000 / 5000)
             for node in self.neighbours:
-                self._say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))
+                self.say(node, wire.Digest(self.speech.hash_of(knowledge_of(self.state))))
         self._flush(self.state, now)
 
     def _prefetch(self, now: float) -> None:
@@ -477,7 +469,7 @@ class Service:
         if donor is not None:
             self._ask_at = now + ASK_SECONDS  # each question that arrives is answered with a gift
             self._asked.add(donor)
-            self._step(Want(donor), now)
+            self.take_in(Want(donor), now)
 
     def _donor(self) -> NodeId | None:
         """The neighbour that owns most of those that were not asked since the last gift; who has nothing is silent."""
@@ -490,23 +482,27 @@ class Service:
 
     # -- the ownership core ------------------------------------------------------------------------------------------
 
-    def _step(self, event: Event, now: float, source: NodeId | None = None) -> list[str]:
-        """One event; returns what was refused. What others have to know goes to all neighbours but ``source``."""
+    def take_in(self, event: Event, now: float, source: NodeId | None = None) -> list[Refused]:
+        """One event; what was refused. What others have to know goes to all neighbours but ``source``."""
         before = self.state
         self.state, effects = step(before, event)
+        for node in self.state.retired - before.retired:
+            if (called := self._name_of(node)) != node.hex()[:12]:
+                self.retired_names[node] = called
         registers = durable.changed_registers(before, self.state)
         self._enter_runs(registers)
         self._enter_blocks(before, registers, now, source)
-        refusals: list[str] = []
+        refusals: list[Refused] = []
         for effect in effects:
             match effect:
                 case Send():
                     self._send(effect.message, isinstance(event, Retry))
                 case Refused():
-                    refusals.append(effect.reason)
+                    refusals.append(effect)
                     self._note_refusal(effect)
                 case Evict():
                     self._evict(effect.blocks)
+        self.rounds.noted(before, effects, now)
         self._flood(before, registers, source)
         self._flush(before, now, registers)
         if before.gate != self.state.gate and issuing(self.state):
@@ -592,17 +588,17 @@ class Service:
         """The gate has opened: what is in use behind it (bridge, claims, pods found standing) counts as used."""
         for block in owned(self.state):
             if self.allocator.state_of(block) == "used" and block not in self.state.used:
-                self._step(Occupy(block), now)
+                self.take_in(Occupy(block), now)
 
-    def _changed(self, change: Change, now: float) -> list[str]:
+    def _changed(self, change: Change, now: float) -> list[Refused]:
         """A change of the allocator, in the words of ownership and of the store."""
-        refusals: list[str] = []
+        refusals: list[Refused] = []
         for block in sorted(change.occupied):
-            refusals += self._step(Occupy(block), now)
+            refusals += self.take_in(Occupy(block), now)
         for block in sorted(change.vacated):
-            self._step(Vacate(block), now)
+            self.take_in(Vacate(block), now)
         for block in sorted(change.idle):
-            self._step(Cooled(block), now)
+            self.take_in(Cooled(block), now)
         leases = [LeaseRow(n, h.container, h.ifname, False) for n, h in change.leased]
         leases += [LeaseRow(n, h.container, h.ifname, True) for n, h in change.resting]
         if leases or change.cooled:
@@ -611,7 +607,7 @@ class Service:
 
     # -- words -------------------------------------------------------------------------------------------------------
 
-    def _say(self, node: NodeId, body: wire.Body) -> None:
+    def say(self, node: NodeId, body: wire.Body) -> None:
         data = wire.encode_message(self.state.incarnation, self.state.universe, self._key, None, body)
         self._words.append((node, data))
 
@@ -620,15 +616,18 @@ class Service:
         body, to = message.body, message.to
         if isinstance(body, Tell) and to is None and not again:
             return
+        if isinstance(body, ROUND_WORDS):
+            self.rounds.say(message, again)
+            return
         targets = [to] if to is not None else list(self.neighbours)
         for node in targets:
             if node in self.neighbours:
                 for words in self.speech.said(body):
-                    self._say(node, words)
+                    self.say(node, words)
 
     def _tell_all(self, node: NodeId) -> None:
         for facts in self.speech.facts(knowledge_of(self.state)):
-            self._say(node, wire.Tell(facts))
+            self.say(node, wire.Tell(facts))
 
     def _flood(self, before: State, registers: Mapping[Block, Register], source: NodeId | None) -> None:
         """What this step taught goes on to the neighbours, to ``source`` only what it did not say itself; what a value
@@ -642,11 +641,11 @@ class Service:
             told = [] if node == source and self._told_people else wanted
             if same and (runs or told):
                 for facts in wire.facts_in_pieces(runs, told):
-                    self._say(node, wire.Tell(facts))
+                    self.say(node, wire.Tell(facts))
         nonce, self._after_flood = self._after_flood, None
         if nonce is not None:
             for node in self.gifts[nonce].waiting:
-                self._say(node, wire.Barrier(nonce))
+                self.say(node, wire.Barrier(nonce))
 
     # -- to the driver -----------------------------------------------------------------------------------------------
 
@@ -655,17 +654,18 @@ class Service:
         state, registers = self.state, registers or {}
         people = durable.changed_people(before, state)
         rows = IpamRows(
-            head=self._head() if durable.head_changed(before, state) else None,
+            head=self._head() if durable.head_changed(before, state) or state.retired != before.retired else None,
             registers=durable.register_rows(state, registers, self.runs),
             members=durable.member_rows(state, people),
         )
         words, self._words = tuple(self._words), []
-        made = Step(rows, words, {block: register.owner for block, register in registers.items()})
+        made = Step(rows, words, {block: register.owner for block, register in registers.items()},
+                    state.retired - before.retired)
         if not made.empty:
             self._steps.append(made)
 
     def _head(self) -> bytes:
-        return durable.encode_head(self.state, str(self.settings.range_v4), self.names)
+        return durable.encode_head(self.state, str(self.settings.range_v4), self.names, self.retired_names)
 
     def take_steps(self) -> list[Step]:
         steps, self._steps = self._steps, []

@@ -97,12 +97,14 @@ class Knowledge:
 @dataclass(frozen=True, slots=True)
 class Round:
     """A retirement that this node coordinates: victims with the incarnation it knew of each, who has promised, and the
-    newest values in acks that this node itself may not accept any more: they count for what is taken, nothing else."""
+    newest values in acks that this node itself may not accept any more: they count for what is taken, nothing else.
+    ``lost_majority``: the operator's word in place of R8."""
 
     id: RoundId
     victims: FrozenMap[NodeId, int]
     acks: frozenset[NodeId]
     reported: FrozenMap[Block, Register] = NO_REGISTERS
+    lost_majority: bool = False
 
 
 class State(NamedTuple):
@@ -329,7 +331,11 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Retire:
+    """``lost_majority``: break-glass, outside the proof; the operator promises that these machines stay off although
+    they are more than half."""
+
     victims: frozenset[NodeId]
+    lost_majority: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,10 +98,17 @@ class Passed(msgspec.Struct, frozen=True, array_like=True):
     nonce: U63
 
 
-Body = Tell | Have | Ask | SyncAsk | SyncAnswer | Hello | Digest | Barrier | Passed
+class Letter(msgspec.Struct, frozen=True, array_like=True):
+    """Signed by somebody who may be no neighbour: letters.py."""
+
+    data: Annotated[bytes, Meta(max_length=limits.LINK_FRAME_MAX)]
+
+
+Body = Tell | Have | Ask | SyncAsk | SyncAnswer | Hello | Digest | Barrier | Passed | Letter
 
 KINDS: Final[dict[int, type[Body]]] = {
     1: Tell, 2: Have, 3: Ask, 4: SyncAsk, 5: SyncAnswer, 6: Hello, 7: Digest, 8: Barrier, 9: Passed,
+    10: Letter,
 }  # fmt: skip
 _CODES: Final = {kind: code for code, kind in KINDS.items()}
 _DECODERS: Final = {code: msgspec.msgpack.Decoder(kind) for code, kind in KINDS.items()}

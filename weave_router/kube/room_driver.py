@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -16,8 +16,6 @@ import msgspec
 
 from weave_router.cni.attachments import Attachments
 from weave_router.config import LaunchConfig
-from weave_router.host import pod_driver
-from weave_router.host.driver import Host
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.arbitrated import ArbitratedBlocks
 from weave_router.ipam.donation import owned
@@ -94,10 +92,10 @@ class Room:
         finally:
             await api.close()
 
-    def join(self, ipam: IpamDriver, mesh: MeshDriver, attachments: Attachments, host: Host, *,
+    def join(self, ipam: IpamDriver, mesh: MeshDriver, attachments: Attachments, *,
              use_tokens: Callable[[TokenSet], None], submit: Callable[[Callable[[], object]], object]) -> None:
         """The rooms beside this one. ``use_tokens``: from now on; ``submit``: to the thread that writes to disk."""
-        self._ipam, self._mesh, self._attachments, self._host = ipam, mesh, attachments, host
+        self._ipam, self._mesh, self._attachments = ipam, mesh, attachments
         self._use_tokens, self._submit = use_tokens, submit
         self._driver = KubeDriver(self.core, start_driver.make_api(self.config), self._rng, act=self._act,
                                   world=self._world, changed=self._changed)
@@ -156,16 +154,7 @@ class Room:
         lost, self._ipam.service.lost = self._ipam.service.lost, []
         if lost:
             self._cut.update(lost)
-            self._cutting = asyncio.ensure_future(self.ports_down(lost))
-
-    async def ports_down(self, holders: Iterable[Holder]) -> None:
-        """The pods stay attached, so that their DEL finds them; not a frame of theirs leaves the port."""
-        for holder in holders:
-            held = self._attachments.get(holder.container, holder.ifname)
-            if held is not None:
-                port = held.host_ifname
-                await self._host.call(lambda ipr, nft, port=port: pod_driver.cut_off(ipr, port))  # type: ignore[misc]
-                _log.error("cut off", extra={"container": holder.container, "port": port})
+            self._cutting = asyncio.ensure_future(self._attachments.cut_off(lost))
 
     def keep(self, held: TokenSet) -> None:
         """New tokens, on disk; in the store's writer thread."""
