@@ -4,6 +4,7 @@ Records of the mesh and owners of blocks become routes, never more than what cha
 answered for. Decides what a delta means for both; made by router.py, knows neither disk nor clock.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Final
@@ -22,6 +23,7 @@ from weave_router.tunnel.driver import TunnelDriver
 from weave_router.tunnel.state import State
 from weave_router.tunnel.trust import Trust
 
+_log = logging.getLogger(__name__)
 SILENT_SECONDS: Final = 10.0
 """A node that is unreachable and whose session was silent so long is not answered for any more."""
 
@@ -46,7 +48,10 @@ class Peers:
 
     def record_changed(self, delta: Delta) -> None:
         """Routes before peers: a session that comes up finds its slot in the tables."""
+        seen = self._routes.mac_conflicts_seen
         operations = self._routes.apply(delta)
+        if self._routes.mac_conflicts_seen > seen:
+            _log.warning("pods of two nodes have one MAC", extra={"peer": delta.node_id.hex()})
         if delta.new is None:
             self._tunnel.peer_remove(delta.node_id)
         for operation in operations:

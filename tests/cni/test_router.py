@@ -275,6 +275,36 @@ def test_a_mac_asked_for_on_two_nodes_at_once_is_given_to_one(nodes: tuple[Node,
         quiet(nodes[1 - at].run("DEL", pods[1 - at]))
 
 
+def test_a_mac_given_on_two_parted_nodes_is_named_when_they_meet(nodes: tuple[Node, Node],
+                                                                 pods: list[Namespace]) -> None:
+    """Both keep it and run on; everybody names the smaller node id as its owner until the other pod is gone."""
+    mac, numbers = "02:00:00:00:02:01", ("10.32.0.5", "10.32.0.30")
+    routers = [node.router for node in nodes]
+    seen = [router.status()["counters"]["mac_conflicts_seen"] for router in routers]
+    routers[0].host.wire.cut()
+    for router in routers:
+        wait_for("they are parted", lambda router=router: not any(
+            peer["reachable"] for peer in router.status()["peers"] if peer["id"] != router.status()["service"]["id"]))
+    for node, pod, number in zip(nodes, pods, numbers, strict=False):
+        added(node.run("ADD", pod, args=f"IP={number};MAC={mac}"))
+    routers[0].host.wire.mend()
+    owner, other = sorted(nodes, key=lambda node: str(node.router.status()["service"]["id"]))
+    for router, before in zip(routers, seen, strict=True):
+        wait_for("the conflict is seen", lambda router=router: router.status()["ipam"]["mac_conflicts"])
+        assert router.status()["ipam"]["mac_conflicts"] == [
+            {"mac": mac, "owner": owner.router.name, "others": [other.router.name], "addresses": list(numbers)}]
+        line = f"conflict: MAC {mac} belongs to {owner.router.name}, also given to pods of {other.router.name}"
+        assert line in router.cli("status", "ipam").stdout
+        assert f"MAC {mac} is had by pods of" in router.cli("doctor", check=False).stdout
+        assert router.status()["counters"]["mac_conflicts_seen"] == before + 1
+        assert "pods of two nodes have one MAC" in router.log()
+        assert ping(router.host, "10.32.0.1" if router is routers[0] else numbers[1])
+    quiet(other.run("DEL", pods[nodes.index(other)]))
+    for router in routers:
+        wait_for("it is over", lambda router=router: not router.status()["ipam"].get("mac_conflicts"))
+    quiet(owner.run("DEL", pods[nodes.index(owner)]))
+
+
 def test_several_addresses_of_one_pod(nodes: tuple[Node, Node], node: Node, pods: list[Namespace]) -> None:
     """Each is reached from everywhere, survives a restart, is missed by CHECK and free again after DEL."""
     other, asked = nodes[1], {"runtimeConfig": {"ips": ["10.32.0.5/12", "10.32.0.6", "10.32.0.7"]}}

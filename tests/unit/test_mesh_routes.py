@@ -11,6 +11,7 @@ from weave_router.mesh.routes import (
     SLOT_NONE,
     Conflict,
     GroupsSet,
+    MacConflict,
     NodeDel,
     NodeSet,
     RouteDel,
@@ -80,6 +81,24 @@ def test_conflict_goes_to_the_smaller_id_in_every_order() -> None:
         table.remove(middle)
         apply(routes, table)
         assert routes.conflicts() == []
+
+
+def test_one_mac_at_two_nodes_is_the_smaller_ids_and_counted_once() -> None:
+    small, large = sorted((1, 2), key=lambda seed: identity(seed).node_id)
+    routes, table = Routes(OWN), Table()
+    table.merge(signed(large, prefixes=(Prefix(A, 32, MAC), Prefix(C, 32, MAC))), 0.0)
+    apply(routes, table)
+    assert routes.mac_conflicts() == [] and routes.mac_conflicts_seen == 0  # two addresses of one pod
+    table.merge(signed(small, prefixes=(Prefix(B, 32, MAC),)), 0.0)
+    apply(routes, table)
+    wanted = MacConflict(MAC, identity(small).node_id, (identity(large).node_id,), (A, B, C))
+    assert routes.mac_conflicts() == [wanted] and routes.mac_conflicts_seen == 1
+    table.merge(signed(large, seq=2, prefixes=(Prefix(C, 32, MAC),)), 1.0)
+    apply(routes, table)
+    assert routes.mac_conflicts_seen == 1 and routes.mac_conflicts()[0].numbers == (B, C)
+    table.remove(identity(small).node_id)
+    apply(routes, table)
+    assert routes.mac_conflicts() == []
 
 
 def test_conflict_with_ourselves_follows_the_same_rule() -> None:
@@ -159,6 +178,10 @@ def test_operations_by_delta_equal_a_rebuild() -> None:
         assert engine == rebuild(routes, table)
         assert routes._claims.keys() == engine.keys(), "nothing is left of what is gone"
         assert [(c.number, c.holder, c.others) for c in routes.conflicts()] == contested(table)
+        having = sorted({node for by in claims(table).values() for node, mac in by.items() if mac == MAC})
+        wanted = [(MAC, having[0], tuple(having[1:]))] if len(having) > 1 else []
+        assert [(c.mac, c.holder, c.others) for c in routes.mac_conflicts()] == wanted
+        assert routes.announcer_of(MAC) == min(set(having) - {OWN}, default=None)
 
 
 def follow(engine: dict[tuple[int, int], tuple[int, bytes]], operations: list[object]) -> None:

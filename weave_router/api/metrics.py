@@ -147,6 +147,8 @@ def _addresses(ipam: schema.Ipam) -> Iterator[Metric]:
     total = IPv4Network(ipam.range).num_addresses if ipam.range else 0
     yield GaugeMetricFamily("weave_max_ips", "Size of the range.", total)
     yield GaugeMetricFamily("weave_router_address_conflicts", "Addresses claimed twice.", len(ipam.conflicts))
+    yield GaugeMetricFamily("weave_router_mac_conflicts", "MACs that pods of several nodes have.",
+                            len(ipam.mac_conflicts))
 
 
 def _workers(workers: tuple[schema.Worker, ...]) -> Iterator[Metric]:

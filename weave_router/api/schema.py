@@ -169,6 +169,15 @@ class AddressConflict(_Struct, frozen=True, kw_only=True):
     others: tuple[str, ...]
 
 
+class MacConflict(_Struct, frozen=True, kw_only=True):
+    """One MAC that pods of several nodes were given while the nodes were parted: it is ``owner``'s."""
+
+    mac: str
+    owner: str
+    others: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
 class Block(_Struct, frozen=True, kw_only=True):
     """Addresses that a node answers for."""
 
@@ -250,6 +259,7 @@ class Ipam(_Struct, frozen=True, kw_only=True):
     attachments: tuple[Attachment, ...] = ()
     blocks: tuple[Block, ...] = ()
     conflicts: tuple[AddressConflict, ...] = ()
+    mac_conflicts: tuple[MacConflict, ...] = ()
 
 
 class Worker(_Struct, frozen=True, kw_only=True):

@@ -136,7 +136,8 @@ def _ipam(report: StatusReport) -> str:
         ("RangeIPv6", ipam.range_ipv6 or "none"),
         ("BridgeAddress", ipam.bridge_address or "none"),
         ("Attachments", str(len(ipam.attachments))),
-        ("Conflicts", ", ".join(conflict.address for conflict in ipam.conflicts) or "none"),
+        ("Conflicts", ", ".join((*(conflict.address for conflict in ipam.conflicts),
+                                 *(f"MAC {both.mac}" for both in ipam.mac_conflicts))) or "none"),
     ])
 
 
@@ -276,6 +277,8 @@ def ipam(report: StatusReport, now: float) -> str:
     for conflict in state.conflicts:
         others = ", ".join(peer[:ID_SHOWN] for peer in conflict.others)
         lines.append(f"conflict: {conflict.address} belongs to {conflict.owner[:ID_SHOWN]}, also announced by {others}")
+    lines += [f"conflict: MAC {both.mac} belongs to {both.owner}, also given to pods of {', '.join(both.others)}"
+              for both in state.mac_conflicts]
     return "\n".join(lines) or "no addresses are in use"
 
 

@@ -217,6 +217,7 @@ class View:
             default_subnet=parts.config.ipalloc_default_subnet or str(parts.universe.range_v4),
             bridge_address=parts.config.bridge_address, attachments=tuple(self._attachments()),
             blocks=tuple(self._blocks()), conflicts=tuple(self._conflicts()),
+            mac_conflicts=tuple(self._mac_conflicts()),
             **(parts.book.fields(parts.mesh.status().reachable, self.name_of) if parts.book else {}),
         )
 
@@ -260,6 +261,14 @@ class View:
                 others=tuple(self.name_of(node_id) for node_id in conflict.others),
             )
 
+    def _mac_conflicts(self) -> Iterable[schema.MacConflict]:
+        for conflict in self._parts.routes.mac_conflicts():
+            yield schema.MacConflict(
+                mac=conflict.mac.hex(":"), owner=self.name_of(conflict.holder),
+                others=tuple(self.name_of(node_id) for node_id in conflict.others),
+                addresses=tuple(str(IPv4Address(number)) for number in conflict.numbers),
+            )
+
     # -- Kubernetes ----------------------------------------------------------------------------------------------------
 
     def kubernetes(self) -> schema.Kubernetes:
@@ -299,6 +308,7 @@ class View:
         figures |= {f"mesh {name}": count for name, count in mesh.counters.items()}
         figures |= {f"strangers {stranger.reason}": stranger.count for stranger in mesh.strangers}
         figures |= {f"tunnel {name}": count for name, count in self._parts.counts().items()}
+        figures["mac_conflicts_seen"] = self._parts.routes.mac_conflicts_seen
         figures["connection_terminations"] = sum(self._parts.terminations.values())
         return figures
 
@@ -363,6 +373,10 @@ class View:
         for conflict in self._conflicts():
             found.append(f"{conflict.address} is announced by {', '.join((conflict.owner, *conflict.others))}: "
                          f"all nodes send to {conflict.owner}; detach it on the others")
+        for both in self._mac_conflicts():
+            found.append(f"MAC {both.mac} is had by pods of {', '.join((both.owner, *both.others))} "
+                         f"({', '.join(both.addresses)}), given while these were parted: it is {both.owner}'s; "
+                         "delete the pod on the others")
         for node_id, keys in self._parts.routes.outside().items():
             found.append(f"node {self.name_of(node_id)} announces {len(keys)} addresses outside "
                          f"{self._parts.universe.range_v4}: it was started with another --ipalloc-range")

@@ -74,6 +74,17 @@ class Conflict:
     others: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class MacConflict:
+    """One MAC that does not follow from an address, asked for on several nodes while they were parted: ``holder`` keeps
+    it, the pods of ``others`` should give it up. ``numbers``: of all of them."""
+
+    mac: bytes
+    holder: bytes
+    others: tuple[bytes, ...]
+    numbers: tuple[int, ...]
+
+
 class Slots:
     """Numbers of the fast path's node table. A freed one rests as long as others are there: late events that name it
     then find nobody rather than somebody else."""
@@ -117,6 +128,9 @@ class Routes:
         self.slots = Slots(own_id)
         self._claims: dict[Key, dict[bytes, bytes]] = {}
         self._contested: set[Key] = set()
+        self._of_mac: dict[bytes, set[tuple[bytes, Key]]] = {}
+        self._contested_macs: set[bytes] = set()
+        self.mac_conflicts_seen = 0
         self._installed: dict[Key, tuple[int, bytes]] = {}
         self._outside: dict[bytes, tuple[Key, ...]] = {}
         self._unanswered: set[bytes] = set()
@@ -193,6 +207,7 @@ class Routes:
     def _claim(self, key: Key, node_id: bytes, mac: bytes | None) -> list[Operation]:
         """One node begins (``mac``), changes or ends (None) its claim on one prefix."""
         claims = self._claims.setdefault(key, {})
+        self._claim_mac((node_id, key), claims.get(node_id, b""), mac or b"")
         if mac is None:
             claims.pop(node_id, None)
         else:
@@ -201,6 +216,18 @@ class Routes:
         if not claims:
             del self._claims[key]
         return self._install(key)
+
+    def _claim_mac(self, claim: tuple[bytes, Key], before: bytes, after: bytes) -> None:
+        for mac in {before, after} - {b""}:
+            users = self._of_mac.setdefault(mac, set())
+            (users.add if mac == after else users.discard)(claim)
+            if not users:
+                del self._of_mac[mac]
+            if len({node for node, _ in users}) < 2:
+                self._contested_macs.discard(mac)
+            elif mac not in self._contested_macs:
+                self._contested_macs.add(mac)
+                self.mac_conflicts_seen += 1
 
     def _install(self, key: Key) -> list[Operation]:
         entry = self._entry(key)
@@ -266,6 +293,15 @@ class Routes:
             result.append(Conflict(*key, holder, tuple(others)))
         return result
 
+    def mac_conflicts(self) -> list[MacConflict]:
+        """As for addresses, the smaller node id goes first, on every node with the same table."""
+        result = []
+        for mac in sorted(self._contested_macs):
+            holder, *others = sorted({node for node, _ in self._of_mac[mac]})
+            numbers = sorted({number for _, (number, _) in self._of_mac[mac]})
+            result.append(MacConflict(mac, holder, tuple(others), tuple(numbers)))
+        return result
+
     def outside(self) -> dict[bytes, tuple[Key, ...]]:
         """Prefixes that lie outside our range, by node: that node was started with another one."""
         return dict(self._outside)
@@ -280,5 +316,5 @@ class Routes:
 
     def announcer_of(self, mac: bytes) -> bytes | None:
         """Another node that announces an address with this MAC, which does not follow from it."""
-        found = (node for claims in self._claims.values() for node, announced in claims.items() if announced == mac)
-        return min((node for node in found if node != self._own_id), default=None)
+        users = self._of_mac.get(mac, ())
+        return min((node for node, _ in users if node != self._own_id), default=None)
