@@ -20,8 +20,9 @@
 #   make demo-kubernetes a real cluster of three nodes, the manifest applied, pods that talk (root)
 #   make test-kubernetes the tests on that cluster; the first run builds Kubernetes, 10 minutes; CONFORMANCE=1 runs
 #                        Kubernetes' own network tests instead, with the reference plugins and with ours
-#   make soak-kubernetes five minutes without the API server, two with both CPUs saturated, and a cluster's life at
-#                        length; an hour, results in docs/results/
+#   make soak-kubernetes five minutes without the API server, two with both CPUs saturated, sixty pods at once beside
+#                        the reference plugins, and a cluster's life at length; an hour, results in docs/results/; in
+#                        pieces: make soak-kubernetes PART="many or z_soak" SOAK_MINUTES=5
 #   make install         the router and its systemd unit on this machine; make uninstall undoes it
 
 SHELL := /bin/bash
@@ -191,11 +192,11 @@ test-kubernetes: .setup/release .setup/packages-kubernetes
 	@$(if $(CONFORMANCE),PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.conformance $(ARGS),\
 	  $(BIN)/python .ci/rooms kube kubernetes k3s -- $(ARGS))
 
+soak-kubernetes: PART ?= away or saturated or many or test_restart or test_z_fence or test_z_soak
 soak-kubernetes: .setup/release .setup/packages-kubernetes
 	@tests/kubernetes/programs/build
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.images
-	@SOAK=1 $(BIN)/python .ci/rooms kubernetes -- --timeout=0 \
-	  -k "away or saturated or test_restart or test_z_fence or test_z_soak" $(ARGS)
+	@SOAK=1 $(BIN)/python .ci/rooms kubernetes -- --timeout=0 -rP -k "$(PART)" $(ARGS)
 
 .setup/packages-kubernetes: .ci/packages
 	@.ci/packages kubernetes

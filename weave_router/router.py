@@ -60,6 +60,7 @@ from weave_router.mesh.table import Delta
 from weave_router.router_commands import Commands
 from weave_router.router_peers import Peers
 from weave_router.router_record import OwnRecord
+from weave_router.router_targets import Targets
 from weave_router.store import Store
 from weave_router.store_group import GroupWriter
 from weave_router.tunnel import effects
@@ -171,7 +172,7 @@ class Router:
         self.workers = worker_count(config.workers, os.cpu_count() or 1)
 
     def _agree(self) -> LaunchConfig:
-        """Token, range and universe are the cluster's. The room is loaded only here: 6 MB and 50 ms."""
+        """Token, range and universe are the cluster's. The room is loaded in Kubernetes mode alone."""
         from weave_router.kube.room_driver import Room
 
         self.kube = Room(self.config, self.identity.node_id)
@@ -339,7 +340,7 @@ class Router:
         closing.push_async_callback(self.mesh_driver.close)
         self.record.announce()
         await self.cni.drain()
-        await self.view.set_targets(self.store.targets(), config.targets)
+        self.targets.set_given(self.store.targets(), config.targets)
         if self.kube is not None:
             self.kube.call_nodes()
         self._handover = HandoverServer(Path(config.run_dir) / ATTACH_SOCKET, self.view.attach, self.view.abandoned)
@@ -393,7 +394,7 @@ class Router:
         self.record.join(self.mesh_driver, self.attachments, self.ipam, self.book)
         if self.kube is not None and self.ipam_driver is not None:
             self.kube.join(self.ipam_driver, self.mesh_driver, self.attachments,
-                           use_tokens=self._use_tokens, submit=self._writer.submit)
+                           use_targets=self.targets.set_nodes, use_tokens=self._use_tokens, submit=self._writer.submit)
 
     def _shown_config(self) -> LaunchConfig:
         address = "" if self.bridge_address is None else str(self.bridge_address)
@@ -412,6 +413,7 @@ class Router:
             rng=Random(os.urandom(16)), entropy=os.urandom, now=asyncio.get_running_loop().time())
         self.mesh_driver = MeshDriver(self.mesh, host=config.host or None, port=config.port,
                                       on_events=self._mesh_events)
+        self.targets = Targets(self.mesh_driver, config.port)
 
     def _endpoints(self) -> tuple[Endpoint, ...]:
         return tuple((address, self.config.port) for address in self.addresses)[: limits.RECORD_ENDPOINTS_MAX]

@@ -17,7 +17,6 @@ from weave_router.api.capture_driver import EngineCapture
 from weave_router.api.router_api import Capture
 from weave_router.api.view import Parts, View, fits
 from weave_router.cni.attachments import Wish
-from weave_router.config import parse_target
 from weave_router.errors import UserError
 from weave_router.host.handover_driver import Request
 
@@ -31,41 +30,37 @@ class Commands(View):
     def __init__(self, parts: Parts, router: "Router") -> None:
         super().__init__(parts)
         self._router = router
-        self._configured: tuple[str, ...] = ()
-        """Targets of this start alone: the next has a configuration of its own."""
-        self._targets: tuple[str, ...] = ()
 
     async def connect(self, request: schema.ConnectRequest) -> schema.TargetsReply:
         if request.replace:
-            return await self.set_targets(request.targets, ())
-        return await self.set_targets((*await self._stored(), *request.targets), self._configured)
+            return await self._set_targets(request.targets, ())
+        targets = self._router.targets
+        return await self._set_targets((*targets.stored, *request.targets), targets.configured)
 
     async def forget(self, request: schema.ForgetRequest) -> schema.TargetsReply:
-        stored = await self._stored()
-        unknown = [target for target in request.targets if target not in (*stored, *self._configured)]
-        if unknown:
-            raise UserError(f"{unknown[0]} is no target: see `weave-router status targets`")
-        return await self.set_targets([target for target in stored if target not in request.targets],
-                                      [target for target in self._configured if target not in request.targets])
+        targets = self._router.targets
+        unwanted = targets.keyed(request.targets)
+        stored, configured = targets.keyed(targets.stored), targets.keyed(targets.configured)
+        of_nodes = unwanted.keys() & targets.keyed(targets.nodes)
+        for key, target in unwanted.items():
+            if key in stored or key in configured:
+                continue
+            if key in of_nodes:
+                raise UserError(f"{target} is the address of a Node of the cluster and is called as long as that is "
+                                "there: nobody named it by `connect`")
+            raise UserError(f"{target} is no target: see `weave-router status targets`")
+        reply = await self._set_targets([stored[key] for key in stored if key not in unwanted],
+                                        [configured[key] for key in configured if key not in unwanted])
+        return msgspec.structs.replace(reply, of_nodes=tuple(unwanted[key] for key in unwanted if key in of_nodes))
 
-    async def _stored(self) -> tuple[str, ...]:
-        return await self._router.in_writer(self._router.store.targets)
-
-    async def set_targets(self, stored: Iterable[str], configured: Iterable[str]) -> schema.TargetsReply:
+    async def _set_targets(self, stored: Iterable[str], configured: Iterable[str]) -> schema.TargetsReply:
         """Exactly these beside the Nodes of a cluster, ``stored`` on disk first. Names are checked before anything
         changes."""
-        stored, configured = tuple(dict.fromkeys(stored)), tuple(configured)
-        wanted = tuple(dict.fromkeys((*stored, *configured)))
-        for target in wanted:
-            parse_target(target)
-        await self._router.in_writer(lambda: self._router.store.set_targets(stored))
-        before, self._targets, self._configured = self._targets, wanted, configured
-        for target in set(before).difference(wanted):
-            self._router.mesh_driver.do(lambda mesh, now, target=target: mesh.target_remove(target, now))  # type: ignore[misc]
-        for target in wanted:
-            if target not in before:
-                self._router.mesh_driver.do(lambda mesh, now, target=target: mesh.target_add(target, now))  # type: ignore[misc]
-        return schema.TargetsReply(targets=wanted)
+        targets = self._router.targets
+        kept, configured = tuple(targets.keyed(stored).values()), tuple(configured)
+        await self._router.in_writer(lambda: self._router.store.set_targets(kept))
+        targets.set_given(kept, configured)
+        return schema.TargetsReply(targets=targets.all())
 
     async def detach(self, request: schema.DetachRequest) -> schema.DetachReply:
         held = self._router.attachments

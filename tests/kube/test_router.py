@@ -54,6 +54,32 @@ def test_a_cluster_comes_up_and_its_token_rotates(lab: Lab, cluster: tuple[Serve
     assert ping(pods[0], pods[1].address("v4"))
 
 
+def test_a_target_that_is_a_node_too_is_forgotten_only_as_a_target(
+    lab: Lab, cluster: tuple[Server, list[Member]]
+) -> None:
+    server, routers = cluster
+    lab.parallel(*(router.launch for router in routers))
+    first, second = routers[0], routers[1].host.address("v4")
+    wait_for("the Nodes", lambda: second in called(first))
+    refused = first.cli("forget", second, check=False)
+    assert refused.returncode == 1
+    assert f"{second} is the address of a Node of the cluster and is called as long as that is there" in refused.stderr
+    first.cli("connect", second)
+    assert f"{second} is the address of a Node too and is called as long as that is there" in first.cli(
+        "forget", second).stdout
+    assert second in called(first)
+    first.cli("connect", second)
+    server.ask("DELETE", "api/v1/nodes/n2")
+    wait_for("its other address goes with the Node", lambda: routers[1].host.address("v6") not in called(first))
+    assert second in called(first), "somebody named it"
+    first.cli("forget", second)
+    assert second not in called(first)
+
+
+def called(router: Member) -> list[str]:
+    return [target["address"] for target in router.status()["targets"]]
+
+
 def test_a_node_that_is_gone_and_one_that_comes_back(lab: Lab, cluster: tuple[Server, list[Member]]) -> None:
     """n3 loses its link and its Node; its blocks are freed and given to n1; healed, it cuts its pods off."""
     server, routers = cluster

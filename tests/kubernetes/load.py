@@ -60,6 +60,11 @@ class Felt:
                 f"{self.silent} silent, longest stall {self.stall:.0f} ms; {self.opened} new: {self.refused} refused, "
                 f"{self.unfinished} unfinished, slowest {self.slowest:.0f} ms {' '.join(self.errors)}").strip()
 
+    def figures(self) -> dict[str, object]:
+        """For docs/results/."""
+        return {"gap_ms": self.gap, "lost": self.lost, "flows": self.flows, "broken": self.broken,
+                "opened": self.opened, "refused": self.refused, "slowest_ms": self.slowest}
+
     def check(self, gap: float) -> None:
         """AssertionError with all figures where a bar is missed. ``gap``: most milliseconds of a silence."""
         assert self.gap <= gap, str(self)

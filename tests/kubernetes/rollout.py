@@ -123,6 +123,12 @@ class Watch:
         assert self._failures() - self._failed == set()
 
 
+def heartbeat(cluster: Cluster, node: Node) -> str:
+    """When its kubelet spoke last of the Node; empty where there is no Node."""
+    return next((found["lastHeartbeatTime"] for each in cluster.get("nodes") if each["metadata"]["name"] == node.name
+                 for found in each["status"]["conditions"] if found["type"] == "Ready"), "")
+
+
 def ready_since(cluster: Cluster) -> dict[str, str]:
     """Since when each Node has been Ready; the time is of the last change."""
     return {node["metadata"]["name"]: f"{found['status']} {found['lastTransitionTime']}"

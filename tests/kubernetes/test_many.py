@@ -5,16 +5,18 @@ packets, each sent once, to pods that run. The plugins take turns; a round is fr
 """
 
 import ipaddress
+import os
 import shutil
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from kubernetes import pods, product, reference
+from kubernetes import pods, product, reference, results
 from kubernetes.cluster import CLUSTER_V4, Cluster, wait_for
 from kubernetes.conftest import Pod
 
+SOAK = bool(os.environ.get("SOAK"))
 PODS, ROUNDS = 60, 5
 SLOWEST = 1.10
 """Of the reference's median."""
@@ -75,5 +77,10 @@ def test_sixty_pods_at_once(cluster: Cluster, serving: dict[str, Pod]) -> None:
     ours, theirs = (statistics.median(seconds[plugin]) for plugin in (OURS, REFERENCE))
     rounds = {plugin: [round(each, 1) for each in found] for plugin, found in seconds.items()}
     print(f"{PODS} pods at once: {ours:.2f} s, bridge + host-local {theirs:.2f} s, {ours / theirs:.2f} of it; {rounds}")
+    if SOAK:
+        results.write("kubernetes-many.json", {
+            "pods": PODS, "ours_median_s": round(ours, 2), "reference_median_s": round(theirs, 2),
+            "ratio": round(ours / theirs, 3), "rounds": [
+                {"ours_s": a, "reference_s": b} for a, b in zip(*rounds.values(), strict=True)]}, "rounds")
     assert ours <= SLOWEST * theirs, rounds
     assert product.all_ready(cluster)

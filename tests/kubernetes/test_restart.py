@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
-from kubernetes import rollout
+from kubernetes import results, rollout
 from kubernetes.cluster import Cluster, Node
 from kubernetes.load import Felt, Load
 
@@ -17,13 +17,18 @@ SOAK: Final = bool(os.environ.get("SOAK"))
 KILLS, DELETIONS, IMAGES = (20, 5, 3) if SOAK else (3, 1, 1)
 RESTART_GAP, ROLLOUT_GAP = 2500, 500
 LATE_SECONDS: Final = 20
+TOLD: Final[list[dict[str, object]]] = []
+"""What was felt of each, for docs/results/."""
 
 pytestmark = pytest.mark.timeout(1800 if SOAK else 300)
 
 
 @pytest.fixture(scope="module")
-def load(cluster: Cluster) -> Load:
-    return Load(cluster).start()
+def load(cluster: Cluster) -> Iterator[Load]:
+    yield Load(cluster).start()
+    if SOAK:
+        results.write("kubernetes-restarts.json", {"bar_ms": {"killed, deleted": RESTART_GAP, "others": ROLLOUT_GAP},
+                                                   "restarts": TOLD}, "restarts")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +40,8 @@ def watched(cluster: Cluster) -> Iterator[None]:
 
 
 def told(what: str, felt: Felt) -> Felt:
-    print(f"{what}: {felt}")
+    print(f"{what}: {felt}", flush=True)
+    TOLD.append({"what": what, **felt.figures()})
     return felt
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from kubernetes import commands, pods, product, rollout
+from kubernetes import commands, pods, product, results, rollout
 from kubernetes.blocks import Block, addresses, blocks, held_by, outside, strays, twice, uids
 from kubernetes.cluster import Cluster, Node, wait_for
 from kubernetes.test_life import wire
@@ -25,6 +25,7 @@ FENCE, JITTER = 6, 2
 FREED_SECONDS: Final = FENCE + JITTER + 25
 """The rule's time, and until its Pods are off the list and every router has looked again."""
 PODS: Final = 4
+WAYS: Final = ("another machine, blocks freed", "the same disk, blocks freed", "the same disk, blocks held")
 CUT_SECONDS: Final = 5.0
 """From the heal to the cut-off: the mesh calls again within some 2 s, whatever TCP does about the API's watches."""
 
@@ -60,6 +61,7 @@ def is_ready(cluster: Cluster, node: Node) -> bool:
 def return_to_service(cluster: Cluster, node: Node, *, new_disk: bool = True) -> None:
     """Router first, then Node: until the new kubelet speaks, the API has of both what was before the power went."""
     before = rollout.container(rollout.router_pods(cluster).get(node.name))
+    heard = rollout.heartbeat(cluster, node)
     node.power_on(new_disk=new_disk)
 
     def serves() -> bool:
@@ -68,7 +70,7 @@ def return_to_service(cluster: Cluster, node: Node, *, new_disk: bool = True) ->
 
     # With its old disk containerd looks a minute for the sandboxes that ended with the power.
     wait_for(f"{node.name} serves", serves, 240)
-    wait_for(f"{node.name} Ready", lambda: is_ready(cluster, node), 90)
+    wait_for(f"{node.name} Ready", lambda: is_ready(cluster, node) and rollout.heartbeat(cluster, node) != heard, 90)
 
 
 def settled(cluster: Cluster, names: list[str]) -> None:
@@ -105,6 +107,7 @@ def names_of(made: list[dict]) -> list[str]:  # type: ignore[type-arg]
 
 def test_rounds_of_a_dead_machine_and_its_name_again(cluster: Cluster, victim: Node) -> None:
     """In turn: another machine after its blocks were freed, the same disk after them, the same disk before."""
+    rounds = []
     others = [item for node in cluster.nodes[:-1] for item in many(node, "stay")]
     with cluster.objects(*others):
         for number in range(ROUNDS):
@@ -115,14 +118,20 @@ def test_rounds_of_a_dead_machine_and_its_name_again(cluster: Cluster, victim: N
                 held = held_by(cluster, uid)
                 victim.power_off()
                 forget(cluster, victim)
-                if number % 3 < 2:
-                    print(f"round {number}: {len(held)} blocks free after {wait_freed(cluster, held):.1f} s")
+                freed = wait_freed(cluster, held) if number % 3 < 2 else None
                 return_to_service(cluster, victim, new_disk=number % 3 == 0)
                 assert uids(cluster)[victim.name] != uid
                 again = many(victim, f"again-{number}")
                 with cluster.objects(*again):
                     settled(cluster, names_of(others) + names_of(again))
+                    rounds.append({"round": number, "back": WAYS[number % 3], "blocks": len(held),
+                                   "seconds_to_free": freed and round(freed, 1),
+                                   "addresses": sum(len(addresses(node)) for node in cluster.nodes),
+                                   "twice": len(twice(cluster.nodes))})
+                    print(rounds[-1], flush=True)
                     wait_for("no block of a Node that is gone", lambda: not strays(cluster), FREED_SECONDS, 0.5)
+    if SOAK:
+        results.write("kubernetes-rounds.json", {"fence_seconds": FENCE, "rounds": rounds}, "rounds")
 
 
 def test_drained_and_deleted(cluster: Cluster, victim: Node) -> None:

@@ -8,6 +8,7 @@ event in half a minute are in half an hour as many as a day has at one in 25 min
 import base64
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +16,25 @@ from random import Random
 from typing import Any, Final
 
 import pytest
-from kubernetes import images, rollout
+from kubernetes import processes, results, rollout
 from kubernetes.blocks import outside, strays, twice
 from kubernetes.cluster import Cluster, Node, wait_for
-from kubernetes.load import Felt, Load
+from kubernetes.load import Load
 from kubernetes.test_restart import RESTART_GAP, ROLLOUT_GAP
 from kubernetes.test_z_fence import FREED_SECONDS, forget, is_ready, return_to_service, set_fence
 
 SOAK: Final = bool(os.environ.get("SOAK"))
 SECONDS: Final = 60 * float(os.environ.get("SOAK_MINUTES", "15")) if SOAK else 45.0
 SEED: Final = int(os.environ.get("SEED", "0")) or int(time.time())
-RESULTS: Final = images.ROOT / "docs" / "results" / "kubernetes-soak.json"
+RESULTS: Final = "kubernetes-soak.json"
 RSS_MEBIBYTES: Final = 5.0
 AGE_SECONDS: Final = 30.0
 """What a router gets before its memory is looked at: caches and links are there by then."""
+CONNECTION: Final = r"(?m)^ *\d+: \S+ [0-9A-F]+:([0-9A-F]{4}) 01 (?:\S+ +){5}(\d+) "
+"""Of /proc/net/tcp: the other side's port and the inode of what is established."""
+API_PORT: Final = 443
+API_CONNECTIONS: Final = 6
+"""Three watches, one call, and one idle of each."""
 
 pytestmark = pytest.mark.timeout(SECONDS + 900)
 
@@ -97,11 +103,16 @@ class Life:
         return ROLLOUT_GAP
 
 
-def usage(cluster: Cluster, node: Node) -> tuple[float, int]:
-    """(MiB resident, open descriptors) of the node's router."""
-    words = "read pid _ < /proc/1/task/1/children; grep VmRSS /proc/$pid/status; ls /proc/$pid/fd | wc -l"
-    said = rollout.inside(cluster, node, "sh", "-c", words).split()
-    return int(said[1]) / 1024, int(said[3])
+def usage(node: Node) -> tuple[float, int, int]:
+    """(MiB resident, open descriptors, connections to the API server, which are not among them) of the node's router.
+
+    The client's pool keeps an idle connection until its next request: how many there are is chance."""
+    process = Path(f"/proc/{processes.router(node)}")
+    (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+    opened = {os.readlink(each) for each in (process / "fd").iterdir()}
+    tables = "".join((process / "net" / name).read_text() for name in ("tcp", "tcp6"))
+    to_api = {f"socket:[{inode}]" for port, inode in re.findall(CONNECTION, tables) if int(port, 16) == API_PORT}
+    return int(resident) / 1024, len(list((process / "fd").iterdir())) - len(opened & to_api), len(opened & to_api)
 
 
 def age(cluster: Cluster, node: Node) -> float:
@@ -109,11 +120,11 @@ def age(cluster: Cluster, node: Node) -> float:
     return float(json.loads(said)["service"]["uptime"]) if said else 0.0
 
 
-def usages(cluster: Cluster) -> dict[str, tuple[float, int]]:
+def usages(cluster: Cluster) -> dict[str, tuple[float, int, int]]:
     """Of routers that are AGE_SECONDS old at least."""
     wait_for("routers of some age", lambda: all(age(cluster, node) >= AGE_SECONDS for node in cluster.nodes),
              AGE_SECONDS + 60)
-    return {node.name: usage(cluster, node) for node in cluster.nodes}
+    return {node.name: usage(node) for node in cluster.nodes}
 
 
 def test_a_day_of_events(cluster: Cluster) -> None:
@@ -129,7 +140,7 @@ def test_a_day_of_events(cluster: Cluster) -> None:
         at = time.monotonic()
         with load.between() as felt:
             most = event()
-        lines.append(line(event.__name__, time.monotonic() - at, felt))
+        lines.append({"event": event.__name__, "seconds": round(time.monotonic() - at, 1), **felt.figures()})
         print(f"{time.monotonic() - began:6.0f} s  {event.__name__}: {felt}", flush=True)
         felt.check(most)
         assert all(is_ready(cluster, node) for node in cluster.nodes)
@@ -139,20 +150,10 @@ def test_a_day_of_events(cluster: Cluster) -> None:
     checks = {node.name: rollout.inside(cluster, node, "weave-router", "ipam", "check").strip()
               for node in cluster.nodes}
     if SOAK:
-        write(RESULTS, {"seed": SEED, "seconds": round(time.monotonic() - began), "events": lines, "before": before,
-                        "after": after, "ipam_check": checks})
+        results.write(RESULTS, {"seed": SEED, "seconds": round(time.monotonic() - began), "events": lines,
+                                "before": before, "after": after, "ipam_check": checks}, "events")
     assert set(checks.values()) == {"all agree"}, checks
     assert [outside(cluster, node) for node in cluster.nodes] == [[], [], []]
-    for name, (resident, descriptors) in after.items():
+    for name, (resident, descriptors, to_api) in after.items():
         assert abs(resident - before[name][0]) <= RSS_MEBIBYTES, (name, before, after)
-        assert descriptors == before[name][1], (name, before, after)
-
-
-def line(name: str, seconds: float, felt: Felt) -> dict[str, Any]:
-    return {"event": name, "seconds": round(seconds, 1), "gap_ms": felt.gap, "lost": felt.lost, "flows": felt.flows,
-            "broken": felt.broken, "opened": felt.opened, "refused": felt.refused, "slowest_ms": felt.slowest}
-
-
-def write(path: Path, found: dict[str, Any]) -> None:
-    events = ",\n".join(f"  {json.dumps(event)}" for event in found.pop("events"))
-    path.write_text(json.dumps(found, indent=1)[:-2] + f',\n "events": [\n{events}\n ]\n}}\n')
+        assert descriptors == before[name][1] and to_api <= API_CONNECTIONS, (name, before, after)

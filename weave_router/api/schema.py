@@ -368,10 +368,12 @@ class ForgetRequest(_Request, frozen=True, kw_only=True):
     targets: Annotated[tuple[_TextOfSomething, ...], Meta(min_length=1, max_length=limits.TARGETS_MAX)]
 
 
-class TargetsReply(_Struct, frozen=True, kw_only=True):
-    """All targets after the change."""
+class TargetsReply(_Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All targets after the change, addresses of a cluster's Nodes with them."""
 
     targets: tuple[str, ...]
+    of_nodes: tuple[str, ...] = ()
+    """Of those to be forgotten: still called, since they are addresses of Nodes too."""
 
 
 class AttachRequest(_Request, frozen=True, kw_only=True):

@@ -19,7 +19,9 @@ def _checked(targets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _print(reply: schema.TargetsReply, as_json: bool) -> None:
-    print_either(reply, as_json, "targets: " + (" ".join(reply.targets) or "none"))
+    lines = ["targets: " + (" ".join(reply.targets) or "none")]
+    lines += [f"{each} is the address of a Node too and is called as long as that is there" for each in reply.of_nodes]
+    print_either(reply, as_json, "\n".join(lines))
 
 
 @click.command(short_help="Link with more nodes.")
@@ -47,7 +49,8 @@ def connect(targets: tuple[str, ...], replace: bool, run_dir: str, as_json: bool
 @run_dir_flag
 @json_flag
 def forget(targets: tuple[str, ...], run_dir: str, as_json: bool) -> None:
-    """Stop trying every TARGET. A link that stands is kept; once lost, it is not made again by this node.
+    """Stop trying every TARGET. A link that stands is kept; once lost, it is not made again by this node. An address
+    of a cluster's Node is called as long as the Node is there.
 
     \b
     Example:

@@ -1,7 +1,8 @@
 """Requests to the API server, by lightkube's client: its configuration, its TLS, its re-reading of the account's token.
 
 What comes back is bounded here and read elsewhere: whole answers up to KUBE_BODY_MAX, watches line by line. The CA file
-is loaded anew when it changed. Nothing is retried here. Imported in Kubernetes mode alone: it costs 6 MB and 50 ms.
+is loaded anew when it changed. Nothing is retried here. Imported in Kubernetes mode alone; where a node was a member
+before, only when frames pass: it costs 6 MB and 50 ms.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -21,10 +21,12 @@ from weave_router import limits
 from weave_router.errors import BadPacket
 
 from . import objects
-from .api_driver import Api
 from .core import Kube
 from .values import Answer, Call, World, back_off
 from .watch import Watch, WatchEnded
+
+if TYPE_CHECKING:
+    from .api_driver import Api
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

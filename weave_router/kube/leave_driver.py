@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
 
 from weave_router.errors import BadPacket
 
 from . import objects
-from .api_driver import Api
 from .values import Call
+
+if TYPE_CHECKING:
+    from .api_driver import Api
 
 LEFT = "kubectl -n {namespace} delete secret,lease -l app.kubernetes.io/name=weave-router"
 """What removes the rest of the cluster's objects, once no router runs any more."""

@@ -6,9 +6,10 @@ Imported by router.py in Kubernetes mode alone.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import Random
 from typing import Any
 
@@ -35,24 +36,23 @@ _log = logging.getLogger(__name__)
 
 
 class Room:
-    """``agree``, then ``open``, then ``driver``: in the order in which a start needs them."""
+    """``agree``, then ``open``, then ``run``: in the order in which a start needs them."""
 
     start: start_driver.Start
     core: kube.Kube
-    _driver: KubeDriver
     _cutting: asyncio.Future[None]
 
     def __init__(self, config: LaunchConfig, node_id: bytes) -> None:
         self.config = config
         self._node_id = node_id
         self._rng = Random(os.urandom(16))
-        self._targets: set[str] = set()
         self._said_lost: dict[int, int] = {}
         self._cut: set[Holder] = set()
         """Whose ports were taken down."""
 
     def agree(self) -> LaunchConfig:
         """What the cluster runs with; from disk if this node knows, else the API server is waited for."""
+        start_driver.server_of(self.config)
         held = load_tokens(self.config.token_file) if self.config.token_file else None
         found = start_driver.on_disk(self.config)
         if found is None:
@@ -93,26 +93,25 @@ class Room:
             await api.close()
 
     def join(self, ipam: IpamDriver, mesh: MeshDriver, attachments: Attachments, *,
-             use_tokens: Callable[[TokenSet], None], submit: Callable[[Callable[[], object]], object]) -> None:
-        """The rooms beside this one. ``use_tokens``: from now on; ``submit``: to the thread that writes to disk."""
+             use_targets: Callable[[Iterable[str]], None], use_tokens: Callable[[TokenSet], None],
+             submit: Callable[[Callable[[], object]], object]) -> None:
+        """The rooms beside this one. ``use_...``: from now on; ``submit``: to the thread that writes to disk."""
         self._ipam, self._mesh, self._attachments = ipam, mesh, attachments
-        self._use_tokens, self._submit = use_tokens, submit
-        self._driver = KubeDriver(self.core, start_driver.make_api(self.config), self._rng, act=self._act,
-                                  world=self._world, changed=self._changed)
+        self._use_targets, self._use_tokens, self._submit = use_targets, use_tokens, submit
 
     async def run(self) -> None:
-        await self._driver.run()
+        """The client is loaded here, beside the loop: pods are served without it."""
+        await asyncio.to_thread(importlib.import_module, "weave_router.kube.api_driver")
+        driver = KubeDriver(self.core, start_driver.make_api(self.config), self._rng, act=self._act,
+                            world=self._world, changed=self._changed)
+        await driver.run()
 
     def call_nodes(self) -> None:
         """Those of the core. The first time before the API server is asked: it may be away."""
-        wanted = set(self.core.targets())
-        for target in self._targets - wanted:
-            self._mesh.do(lambda mesh, at, target=target: mesh.target_remove(target, at))  # type: ignore[misc]
-        for target in sorted(wanted - self._targets):
-            self._mesh.do(lambda mesh, at, target=target: mesh.target_add(target, at))  # type: ignore[misc]
-        self._targets = wanted
-        if wanted and wanted != set(self._kept_targets):
-            kept = self._kept_targets = sorted(wanted)
+        wanted = sorted(self.core.targets())
+        self._use_targets(wanted)
+        if wanted and wanted != sorted(self._kept_targets):
+            kept = self._kept_targets = wanted
             self._submit(lambda: start_driver.keep_targets(self.config, kept))
 
     def _act(self, work: Callable[[float], Any]) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -28,10 +28,12 @@ from weave_router.mesh.targets import literal
 from weave_router.tunnel.token import Token, TokenSet
 
 from . import objects, ranges, tokens
-from .api_driver import Api
 from .core import Kube
 from .objects import UniverseLease
 from .values import Answer, Call, World, back_off
+
+if TYPE_CHECKING:
+    from .api_driver import Api
 
 _log = logging.getLogger(__name__)
 STATE_FILE: Final = "kubernetes.json"
@@ -61,15 +63,21 @@ class _Saved(msgspec.Struct):
     families: str = "46"
 
 
+def server_of(config: LaunchConfig) -> str:
+    """The API server. UserError where this is no pod and nothing was said instead."""
+    if config.kubernetes_api:
+        return config.kubernetes_api
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise UserError("--kubernetes: this is no pod (KUBERNETES_SERVICE_HOST is not set): give --kubernetes-api")
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
 def make_api(config: LaunchConfig) -> Api:
-    """UserError where this is no pod and nothing was said instead."""
-    server = config.kubernetes_api
-    if not server:
-        host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        if not host:
-            raise UserError("--kubernetes: this is no pod (KUBERNETES_SERVICE_HOST is not set): give --kubernetes-api")
-        server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
-    return Api(server, config.service_account)
+    """Loads the client, which a start does without on a node that was a member before. UserError: see ``server_of``."""
+    from .api_driver import Api
+
+    return Api(server_of(config), config.service_account)
 
 
 def on_disk(config: LaunchConfig) -> Start | None:
