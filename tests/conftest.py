@@ -16,6 +16,12 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What was collected lives to the end: looking for cycles in it again and again is a twentieth of a room."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     pool = sys.modules.get("weave_router.fastpath.pool")
     if pool is None:
