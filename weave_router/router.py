@@ -373,7 +373,7 @@ class Router:
                                self.pod_mtu, self.boot_id, self.default_ipv6, config.refuse, subnet.prefixlen,
                                lambda: self.firewall.state.hairpin, config.ipv6_first)
         self.attachments = Attachments(settings, host=self.host, store=self.store, in_writer=self.in_writer,
-                                       announce=self.record.announce, owner_of=self.peers.other_owner,
+                                       announce=self.record.announce_of, owner_of=self.peers.other_owner,
                                        owner_of_mac=self.peers.other_owner_of_mac, addresses=self.ipam_driver,
                                        until_sent=lambda *of: cni_driver.until_sent(lambda: self.mesh.announces(*of)),
                                        keeper=lambda mac: cni_driver.keeper(lambda: self.peers.rival_for_mac(mac)))

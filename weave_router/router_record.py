@@ -5,7 +5,7 @@ pod here listens to. Made by router.py; knows neither disk nor clock.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,10 +34,19 @@ class OwnRecord:
         self._other_owner = other_owner
         self._groups: dict[bytes, float] = {}
         self._foreign: dict[int, bytes] = {}
+        self._told: frozenset[int] = frozenset()
 
     def join(self, mesh: "MeshDriver", attachments: Attachments, ipam: Service | None,
              book: AddressBook | None) -> None:
         self._mesh, self._attachments, self._ipam, self._book = mesh, attachments, ipam, book
+
+    def announce_of(self, numbers: Iterable[int]) -> None:
+        """Something changed about these. Who lies in a block of this node, with the MAC that follows, is no news."""
+        exceptions = self._attachments.exceptions()
+        if self._ipam is None or not all(
+            self._ipam.covers(n) and n not in self._told and n not in exceptions for n in numbers
+        ):
+            self.announce()
 
     def announce(self) -> None:
         """What this node answers for beside its blocks. ValueError when the record cannot hold it."""
@@ -49,6 +58,7 @@ class OwnRecord:
         for number, mac in (self._foreign | self._attachments.exceptions()).items():
             found[number] = Prefix(number, 32, mac)
         self._mesh.do(lambda mesh, now: mesh.set_prefixes(found.values(), now))
+        self._told = frozenset(found)
 
     def engine_event(self, event: tuple[Any, ...], now: float) -> None:
         """A group report, or a station that announced itself, as a worker saw it."""

@@ -47,7 +47,7 @@ class World:
         settings = PodSettings(UNIVERSE, TWIN, BridgePlan("weave", "weave-tap", 1368, None, ()), address, 1368, "boot",
                                default_ipv6=True)
         self.attachments = Attachments(
-            settings, host=self, store=self, in_writer=self.in_writer, announce=lambda: None,
+            settings, host=self, store=self, in_writer=self.in_writer, announce=lambda numbers: None,
             owner_of={int(IPv4Address("10.32.9.9")): "other"}.get, owner_of_mac={MAC_ELSEWHERE: "other"}.get,
             until_sent=self.until_sent, keeper=self.keeper, addresses=addresses)
         self.service = CniService(settings, self.attachments, self, self, lambda fd: fd, self.number_of)

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -54,13 +54,13 @@ for address in sys.argv[1:]:
 class World:
     """Two hosts with pods that serve, and a third machine."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, env_of: Callable[[Host], Mapping[str, str]] = lambda host: {}) -> None:
         switch = lab.switch()
         self.a, self.b, self.client = lab.host("a", switch), lab.host("b", switch), lab.host("client", switch)
         for host in (self.a, self.b):  # what a host sends to a Service is routed before it is translated
             host.ip("route add default via 198.18.1.254", "route add default via 2001:db8:1::fe")
         self.routers = [
-            lab.router(host, bridge_address=f"10.32.{number}.1", peers=[other.address()])
+            lab.router(host, bridge_address=f"10.32.{number}.1", peers=[other.address()], env=env_of(host))
             for number, (host, other) in enumerate(((self.a, self.b), (self.b, self.a)), 1)
         ]
         lab.parallel(*(router.launch for router in self.routers))

@@ -78,6 +78,7 @@ class Node:
 
     def _attach(self, plan: PodPlan, handle: handover_driver.PodHandle) -> Attached:
         with Rtnl(handle.netlink) as inside:
+            (plan,) = pod_driver.enter(self.rtnl, self.nft, [plan])
             half = pod_driver.begin(self.rtnl, self.nft, plan, inside, handle.netns)
             return pod_driver.finish(self.rtnl, self.nft, half)
 

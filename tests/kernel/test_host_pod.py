@@ -193,14 +193,14 @@ def test_detach_leaves_nothing(node: Node, make_netns: Callable[[], Netns]) -> N
     before, pod, plan = everything(node), make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
     assert everything(node) != before
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard)
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard]) == [True]
     port = node.netns.call(find, node.ipr, plan.port)
     assert (port.master, port.up) == (0, False)
     assert node.netns.call(pod_driver.ports, node.ipr) == []
     node.netns.call(pod_driver.reap, node.rtnl)
     assert everything(node) == before
     assert "eth0" not in pod.run("ip", "link")
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard) is False
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard]) == [False]
     node.netns.call(pod_driver.reap, node.rtnl)
 
 
@@ -208,19 +208,19 @@ def test_detach_after_the_namespace_went_first(node: Node, make_netns: Callable[
     before, pod, plan = everything(node), make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
     pod.run("ip", "link", "del", "eth0")
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard) is False
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard]) == [False]
     assert everything(node) == before
 
 
 def test_attach_again_after_detach_before_the_pair_was_deleted(node: Node, make_netns: Callable[[], Netns]) -> None:
     pod, plan = make_netns(), plan_of("a", "10.32.0.2/12")
     node.attach(plan, pod)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard])
     node.attach(plan, pod)
     pod.run("ping", "-c1", "-W1", "10.32.0.1")
 
 
-@pytest.mark.parametrize("step", ["_create_pair", "_plug", "_configure_pod", "_route", "_await_forwarding"])
+@pytest.mark.parametrize("step", ["_create_pair", "_plug", "_configure_pod", "_routed", "_await_forwarding"])
 def test_failure_at_any_step_leaves_nothing(
     node: Node, make_netns: Callable[[], Netns], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -15,11 +15,12 @@ import pytest
 from kernel.host_world import Node, everything, plan_of
 
 from weave_router.host import handover_driver, netlink_driver, pod_driver
+from weave_router.host import pod as pod_room
 from weave_router.host import rtnl as rtnl_messages
 from weave_router.host.driver import Host
 from weave_router.host.faults import HostError
 from weave_router.host.names import GRAVE_GROUP
-from weave_router.host.netlink_driver import find, need
+from weave_router.host.netlink_driver import find
 from weave_router.host.rtnl_driver import Rtnl
 
 from .conftest import Netns
@@ -53,7 +54,7 @@ def test_a_name_in_the_grave_goes_as_it_is_wanted_again(
 ) -> None:
     first, second = make_netns(), make_netns()
     node.attach(PLAN, first)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, PLAN.guard)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
     after_look(monkeypatch, lambda: pod_driver.reap(reaper))
     attached = node.attach(PLAN, second)
     assert attached.port == PLAN.port
@@ -66,7 +67,7 @@ def test_a_new_pod_of_a_name_whose_pair_waits_in_the_grave(
     """The deletion that comes later takes the old pair, never the new one."""
     first, second = make_netns(), make_netns()
     node.attach(PLAN, first)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, PLAN.guard)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
     node.attach(PLAN, second)
     node.netns.call(pod_driver.reap, reaper)
     assert node.netns.call(find, node.ipr, PLAN.port).group != GRAVE_GROUP
@@ -76,21 +77,40 @@ def test_a_new_pod_of_a_name_whose_pair_waits_in_the_grave(
 
 @pytest.mark.parametrize("how", ["reaped", "gone with its namespace"])
 def test_a_port_goes_as_it_is_detached(
-    node: Node, make_netns: Callable[[], Netns], monkeypatch: pytest.MonkeyPatch, reaper: Rtnl, how: str
+    node: Node, make_netns: Callable[[], Netns], reaper: Rtnl, how: str
 ) -> None:
     before, pod = everything(node), make_netns()
     node.attach(PLAN, pod)
+    if how == "reaped":
+        assert reaper.run(rtnl_messages.link_away(PLAN.port, GRAVE_GROUP)) == [0]
+        pod_driver.reap(reaper)
+    else:
+        pod.run("ip", "link", "del", "eth0")
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard]) == [False]
+    assert everything(node) == before
 
-    def go() -> None:
-        if how == "reaped":
-            port = need(reaper, PLAN.port)
-            assert reaper.run(rtnl_messages.link_away(port.index, GRAVE_GROUP)) == [0]
-            pod_driver.reap(reaper)
-        else:
-            pod.run("ip", "link", "del", "eth0")
 
-    after_look(monkeypatch, go)
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, PLAN.guard) is False
+def test_many_ports_are_detached_in_one_call(node: Node, make_netns: Callable[[], Netns]) -> None:
+    before, pods = everything(node), [make_netns() for _ in range(3)]
+    plans = [plan_of(name, f"10.32.0.{number}/12") for number, name in enumerate(("a", "b", "c"), start=2)]
+    for plan, pod in zip(plans, pods, strict=True):
+        node.attach(plan, pod)
+    pods[1].run("ip", "link", "del", "eth0")
+    guards = [plan.guard for plan in plans]
+    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, guards) == [True, False, True]
+    node.netns.call(pod_driver.reap, node.rtnl)
+    assert everything(node) == before
+
+
+def test_ports_of_one_batch_have_names_of_their_own(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pods whose first choice is the same."""
+    before, plans = everything(node), [plan_of(name, f"10.32.0.{number}/12") for number, name in ((2, "a"), (3, "b"))]
+    own = pod_room.port_name
+    monkeypatch.setattr(pod_room, "port_name", lambda who, ifname, salt=0: own(who if salt else "same", ifname, salt))
+    named = node.netns.call(pod_driver.enter, node.rtnl, node.nft, plans)
+    assert named[0].port == own("same", "eth0", 0) and named[1].port == own("b", "eth0", 1)
+    assert all(f'"{plan.port}" . {plan.mac}' in node.elements() for plan in named)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard for plan in named])
     assert everything(node) == before
 
 
@@ -134,13 +154,14 @@ def test_what_a_kill_left_without_an_owner_goes_at_the_start(node: Node, make_ne
     for plan, pod in zip(plans[1:], pods[1:], strict=True):
         handle = handover_driver.open_pod(pod.path)
         with Rtnl(handle.netlink) as inside:
+            node.netns.call(pod_driver.enter, node.rtnl, node.nft, [plan])
             node.netns.call(pod_driver.begin, node.rtnl, node.nft, plan, inside, handle.netns)
         handle.close()
     assert node.netns.call(pod_driver.reattach, node.ipr, plans[:2], "weave") == plans[:1]
     node.netns.call(pod_driver.reap, node.rtnl)
     assert {port.name for port in node.netns.call(pod_driver.ports, node.ipr)} == {plans[0].port}
     for plan in plans:
-        node.netns.call(pod_driver.detach, node.rtnl, node.nft, plan.guard)
+        node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard])
     node.netns.call(pod_driver.reap, node.rtnl)
     assert everything(node) == before
 
@@ -162,7 +183,7 @@ def test_a_list_that_lacks_ports_ends_no_pod(
     room = Host()
     room._ipr, room._rtnl, room._nft = node.ipr, node.rtnl, node.nft
     assert node.netns.call(asyncio.run, room.gone([PLAN.port, "vethwr0"])) == {"vethwr0"}
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, PLAN.guard)
+    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
     assert node.netns.call(pod_driver.reattach, node.ipr, [PLAN], "weave") == []
     assert node.netns.call(asyncio.run, room.gone([PLAN.port])) == {PLAN.port}
     room._thread.shutdown()

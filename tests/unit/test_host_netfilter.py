@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from weave_router.host.netfilter import PortGuard, TablesPlan, guard_added, guard_removed, standing, tables
+from weave_router.host.netfilter import PortGuard, TablesPlan, guards_added, guards_removed, standing, tables
 
 GUARD = PortGuard(
     "vethwr1", "0a:58:0a:20:00:02", (IPv4Address("10.32.0.2"),), (IPv6Address("fd00::2"), IPv6Address("fe80::2"))
@@ -13,7 +13,7 @@ GUARD = PortGuard(
 
 
 def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
-    assert guard_added(GUARD).splitlines() == [
+    assert guards_added([GUARD]).splitlines() == [
         'add element bridge weave_router macs { "vethwr1" . 0a:58:0a:20:00:02 }',
         'add element bridge weave_router ipv4 { "vethwr1" . 10.32.0.2 }',
         'add element bridge weave_router ipv6 { "vethwr1" . fd00::2, "vethwr1" . fe80::2 }',
@@ -23,12 +23,12 @@ def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
         "add element inet weave_router pods4 { 10.32.0.2 }",
         "add element inet weave_router pods6 { fd00::2 }",
     ]
-    assert guard_removed(GUARD) == guard_added(GUARD) + guard_added(GUARD).replace("add ", "delete ")
+    assert guards_removed([GUARD]) == guards_added([GUARD]) + guards_added([GUARD]).replace("add ", "delete ")
 
 
 def test_a_station_has_no_guard() -> None:
     station = PortGuard("vethwr1", GUARD.mac, GUARD.ipv4, GUARD.ipv6, station=True)
-    assert guard_added(station).splitlines() == [
+    assert guards_added([station]).splitlines() == [
         'add element bridge weave_router stations { "vethwr1" }',
         "add element inet weave_router pods4 { 10.32.0.2 }",
         "add element inet weave_router pods6 { fd00::2 }",
@@ -36,8 +36,8 @@ def test_a_station_has_no_guard() -> None:
 
 
 def test_a_pod_without_ipv6_has_no_empty_elements() -> None:
-    assert " nd " not in guard_added(PortGuard("vethwr1", GUARD.mac, GUARD.ipv4))
-    assert "{  }" not in guard_added(PortGuard("vethwr1", GUARD.mac, GUARD.ipv4))
+    assert " nd " not in guards_added([PortGuard("vethwr1", GUARD.mac, GUARD.ipv4)])
+    assert "{  }" not in guards_added([PortGuard("vethwr1", GUARD.mac, GUARD.ipv4)])
 
 
 def test_tables_start_with_the_pods_that_stand() -> None:

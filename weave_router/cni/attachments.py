@@ -83,7 +83,7 @@ class Rival:
 
 
 class Attachments:
-    """``announce``: tells others this node's numbers, after each change; raises ValueError when a record is full.
+    """``announce``: tells others what changed of these numbers; raises ValueError when a record is full.
     ``owner_of`` and ``owner_of_mac``: name of another node that announces a number, or a MAC that does not follow from
     its number; None where nobody does. ``until_sent``: waits a little until other nodes were told of such a one.
     ``keeper``: waits a little for another node that was given the same MAC at the same time; the name of that one if
@@ -91,7 +91,7 @@ class Attachments:
 
     def __init__(self, settings: PodSettings, *, host: Host, store: Records,
                  in_writer: Callable[[Callable[[], object]], Awaitable[object]],
-                 announce: Callable[[], None], owner_of: Callable[[int], str | None],
+                 announce: Callable[[Iterable[int]], None], owner_of: Callable[[int], str | None],
                  owner_of_mac: Callable[[bytes], str | None],
                  until_sent: Callable[[int, bytes], Awaitable[None]],
                  keeper: Callable[[bytes], Awaitable[str | None]], addresses: Addresses | None = None) -> None:
@@ -107,6 +107,9 @@ class Attachments:
         self._exceptions: dict[tuple[str, str], dict[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
         self._attached: dict[tuple[str, str], Attached] = {}
+        self._guards: dict[tuple[str, str], PortGuard] = {}
+        """Of those that were wired by this router."""
+        self._numbers: dict[tuple[str, str], tuple[int, ...]] = {}
         self._users: dict[int, tuple[str, str]] = {}
         """Whose a number is, from before it is wired: two pods of one MAC would share an entry of the bridge."""
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
@@ -228,8 +231,9 @@ class Attachments:
             self._drop(key)
             raise
         self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
+        self._guards[key] = replace(plan, port=attached.port).guard
         try:
-            self._announce()
+            self._announce(numbers)
         except ValueError:
             await asyncio.shield(self._unwire(key, before))
             raise UserError(
@@ -248,14 +252,16 @@ class Attachments:
 
     def _take(self, key: tuple[str, str], attachment: Attachment) -> None:
         self._users |= dict.fromkeys(attachment.numbers, key)
+        self._numbers[key] = attachment.numbers
         own = {number: attachment.mac for number in attachment.numbers if attachment.mac != mac_of(number)}
         if own:
             self._exceptions[key] = own
 
     def _drop(self, key: tuple[str, str]) -> None:
-        for known in (self._held, self._exceptions, self._attached):
+        for known in (self._held, self._exceptions, self._attached, self._guards):
             known.pop(key, None)
-        self._users = {number: user for number, user in self._users.items() if user != key}
+        for number in self._numbers.pop(key, ()):
+            del self._users[number]
 
     def _refuse_used(self, number: int, key: tuple[str, str]) -> None:
         user = self._users.get(number, key)
@@ -293,9 +299,10 @@ class Attachments:
             return held
 
     async def _unwire(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
-        await self._host.detach(self._guard(self._held[key]))
+        held = self._held[key]
+        await self._host.detach(self._guards.get(key) or self._guard(held))
         await self._forget(key, but)
-        self._announce()
+        self._announce(held.numbers)
 
     async def cut_off(self, holders: Iterable[Holder]) -> None:
         """Their addresses became another node's. They stay attached, so that their DEL finds them; not a frame of

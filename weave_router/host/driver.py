@@ -8,11 +8,12 @@ composition root. What runs before there is a loop (locks, TAP, UDP port, doctor
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv6Network
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from weave_router.config import LaunchConfig
 from weave_router.host import bridge_driver, look_driver, netfilter, pod_driver, tap_driver
@@ -27,6 +28,7 @@ from weave_router.host.pod import Attached, PodPlan
 from weave_router.host.rtnl_driver import Rtnl
 from weave_router.limits import MENDED_SHOWN, SOON_SECONDS
 
+A = TypeVar("A")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,46 @@ class Soon:
             _log.warning("%s", error)
 
 
+class Together(Generic[A, T]):
+    """What is asked for while the thread is busy is carried out by one call of ``work``, which gives an answer or an
+    error for each, in order. Asked and answered in the loop's thread."""
+
+    def __init__(self, thread: ThreadPoolExecutor, work: Callable[[list[A]], Iterable[T | Exception]]) -> None:
+        self._thread = thread
+        self._work = work
+        self._waiting: list[tuple[A, asyncio.Future[T]]] = []
+        self._lock = threading.Lock()
+
+    async def __call__(self, item: A) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            self._waiting.append((item, future))
+            if len(self._waiting) == 1:
+                self._thread.submit(self._run, loop)
+        return await future
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        futures = iter([future for _, future in waiting])
+        try:
+            for answer in self._work([item for item, _ in waiting]):
+                loop.call_soon_threadsafe(_answer, next(futures), answer)
+        except Exception as error:
+            for future in futures:
+                loop.call_soon_threadsafe(_answer, future, error)
+
+
+def _answer(future: "asyncio.Future[T]", answer: T | Exception) -> None:
+    if future.cancelled():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
 class Host:
     """``open`` first, ``close`` last; in between any method, from the loop's thread."""
 
@@ -66,6 +108,8 @@ class Host:
         self._rtnl: Rtnl
         self._reaper_rtnl: Rtnl
         self._nft: Nft | None = None
+        self._beginning = Together(self._thread, self._begin_all)
+        self._detaching = Together(self._thread, self._detach_all)
         self._reap = Soon(self._delete_detached)
         self._look = Soon(self._look_at_bridge)
         self._bridge: BridgePlan
@@ -116,7 +160,7 @@ class Host:
         inside = Rtnl(netlink)
         try:
             kept = asyncio.ensure_future(keep)
-            wired = asyncio.ensure_future(self.call(lambda ipr, nft: self._begin(nft, plan, inside, netns)))
+            wired = asyncio.ensure_future(self._beginning((plan, inside, netns)))
             both: tuple[asyncio.Future[Any], ...] = (wired, kept)
             await asyncio.wait(both)
             failure, half = kept.exception(), wired.result()
@@ -129,10 +173,22 @@ class Host:
             self._bridge = bridge
             self._look.ask()
 
-    def _begin(self, nft: Nft, plan: PodPlan, inside: Rtnl, netns: int) -> pod_driver.Half:
-        half = pod_driver.begin(self._rtnl, nft, plan, inside, netns)
-        self._guards[half.plan.port] = half.plan.guard
-        return half
+    def _begin_all(self, wanted: list[tuple[PodPlan, Rtnl, int]]) -> Iterator[pod_driver.Half | Exception]:
+        """One after the other, behind one transaction with the guards of all; if that fails, each by itself."""
+        nft = self._opened_nft()
+        try:
+            plans = pod_driver.enter(self._rtnl, nft, [plan for plan, _, _ in wanted])
+        except HostError as error:
+            yield from [error] if len(wanted) == 1 else (
+                answer for one in wanted for answer in self._begin_all([one]))  # fmt: skip
+            return
+        for plan, (_, inside, netns) in zip(plans, wanted, strict=True):
+            try:
+                half = pod_driver.begin(self._rtnl, nft, plan, inside, netns)
+                self._guards[plan.port] = plan.guard
+                yield half
+            except (HostError, OSError) as error:
+                yield error
 
     def _finish(self, nft: Nft, half: pod_driver.Half) -> Attached:
         try:
@@ -147,14 +203,14 @@ class Host:
 
     async def detach(self, guard: PortGuard) -> bool:
         """Off the network when this returns; the pair is deleted with others a moment later."""
-
-        def work(ipr: Netlink, nft: Nft) -> bool:
-            self._guards.pop(guard.port, None)
-            return pod_driver.detach(self._rtnl, nft, guard)
-
-        stood = await self.call(work)
+        stood = await self._detaching(guard)
         self._reap.ask()
         return stood
+
+    def _detach_all(self, guards: list[PortGuard]) -> Iterable[bool | Exception]:
+        for guard in guards:
+            self._guards.pop(guard.port, None)
+        return pod_driver.detach(self._rtnl, self._opened_nft(), guards)
 
     async def cut_off(self, port: str) -> None:
         """Down for good: its pod lost its address."""

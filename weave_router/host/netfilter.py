@@ -164,18 +164,18 @@ def _forward(plan: TablesPlan) -> str:
   }}"""
 
 
-def guard_added(guard: PortGuard) -> str:
-    """Elements of one more port; of one that is there already too."""
-    return _change("add", guard)
+def guards_added(guards: Sequence[PortGuard]) -> str:
+    """Elements of more ports; of one that is there already too."""
+    return _change("add", guards)
 
 
-def guard_removed(guard: PortGuard) -> str:
+def guards_removed(guards: Sequence[PortGuard]) -> str:
     """Add before delete, so that elements which something flushed meanwhile fail nothing."""
-    return _change("add", guard) + _change("delete", guard)
+    return _change("add", guards) + _change("delete", guards)
 
 
-def _change(verb: str, guard: PortGuard) -> str:
-    elements = _elements([guard])
+def _change(verb: str, guards: Sequence[PortGuard]) -> str:
+    elements = _elements(guards)
     return "".join(
         f"{verb} element {family} {TABLE} {name} {{ {', '.join(elements[name])} }}\n"
         for family, name, _ in _SETS

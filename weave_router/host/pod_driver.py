@@ -7,7 +7,7 @@ Called by the attach handlers of the composition root and cni/.
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from errno import EAFNOSUPPORT, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ESRCH
@@ -18,7 +18,7 @@ from weave_router.host import rtnl as rtnl_messages
 from weave_router.host import sysctl_driver
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import GRAVE_GROUP, is_port_name
-from weave_router.host.netfilter import PortGuard, guard_added, guard_removed
+from weave_router.host.netfilter import PortGuard, guards_added, guards_removed
 from weave_router.host.netlink_driver import (
     BRIDGE_PORT_FORWARDING,
     PORT_FLAGS,
@@ -37,6 +37,8 @@ from weave_router.limits import PORT_NAME_TRIES, PORT_UP_SECONDS
 
 _IFA_F_NODAD: Final = 0x02
 _ADDR_GEN_EUI64: Final = 0
+_NO_IPV6: Final = (EOPNOTSUPP, EINVAL, ENOENT, EAFNOSUPPORT)
+"""What setting an address mode says in a pod without IPv6."""
 _POLL_SECONDS: Final = 0.0002
 
 
@@ -52,16 +54,23 @@ class Half:
     routed: tuple[bool, bool]
 
 
+def enter(rtnl: Rtnl, nft: Nft, plans: Sequence[PodPlan]) -> list[PodPlan]:
+    """The guards of ports to be, all in one transaction; the plans with the names that are free."""
+    named: list[PodPlan] = []
+    for plan in plans:
+        named.append(_name_port(rtnl, nft, plan, {before.port for before in named}))
+    nft.run(guards_added([plan.guard for plan in named]), f"add the guards of {', '.join(p.port for p in named)}")
+    return named
+
+
 def begin(rtnl: Rtnl, nft: Nft, plan: PodPlan, pod: Rtnl, netns_fd: int) -> Half:
-    """Wire the pod, all but the owner's name on its port: what stands without one is nobody's, and a router that starts
-    removes it. ``pod``: netlink inside it, ``netns_fd``: it."""
+    """Wire a pod whose guards are entered, all but the owner's name on its port: what stands without one is nobody's,
+    and a router that starts removes it. ``pod``: netlink inside it, ``netns_fd``: it."""
     with ExitStack() as undo:
-        plan = _name_port(rtnl, nft, plan)
+        undo.callback(_forget_guard, nft, plan.guard)
         bridge = need(rtnl, plan.bridge)
         undo.callback(_forget_pair, rtnl, plan.port)
         port = _create_pair(rtnl, plan, bridge, netns_fd)
-        undo.callback(_forget_guard, nft, plan.guard)
-        nft.run(guard_added(plan.guard), f"add the guards of {plan.port}")
         inside, routed = _configure_pod(pod, plan)
         _plug(rtnl, plan, port)
         undo.pop_all()
@@ -88,17 +97,17 @@ def abandon(rtnl: Rtnl, nft: Nft, half: Half) -> None:
     _forget_pair(rtnl, half.plan.port)
 
 
-def detach(rtnl: Rtnl, nft: Nft, guard: PortGuard) -> bool:
-    """At once out of the bridge and down; the pair waits in a group for ``reap``. False: it was gone already."""
-    port = find(rtnl, guard.port)
-    if port is not None:
-        (code,) = rtnl.run(rtnl_messages.link_away(port.index, GRAVE_GROUP))
-        if code == ENODEV:  # the pod's end went, and the pair with it
-            port = None
-        elif code:
-            raise HostError(Fault.NETLINK, operation="take out of the bridge", link=guard.port, errno=code)
-    nft.run(guard_removed(guard), f"remove the guards of {guard.port}")
-    return port is not None
+def detach(rtnl: Rtnl, nft: Nft, guards: Sequence[PortGuard]) -> list[bool | HostError]:
+    """At once out of the bridge and down; the pairs wait in a group for ``reap``. Per port whether it was still there,
+    or what the kernel said."""
+    codes = rtnl.run(*(rtnl_messages.link_away(guard.port, GRAVE_GROUP) for guard in guards))
+    nft.run(guards_removed(guards), f"remove the guards of {', '.join(guard.port for guard in guards)}")
+    return [
+        HostError(Fault.NETLINK, operation="take out of the bridge", link=guard.port, errno=code)
+        if code not in (0, ENODEV)  # the pod's end went, and the pair with it
+        else code == 0
+        for guard, code in zip(guards, codes, strict=True)
+    ]
 
 
 def cut_off(ipr: Netlink, port: str) -> None:
@@ -164,16 +173,19 @@ def _carry_out(link: str, rtnl: Rtnl, *steps: tuple[str, Message]) -> None:
             raise HostError(Fault.NETLINK, operation=operation, link=link, errno=code)
 
 
-def _name_port(rtnl: Rtnl, nft: Nft, plan: PodPlan) -> PodPlan:
-    """A port of our name is the same pod's remains (removed) or another pod's (step to the next name)."""
+def _name_port(rtnl: Rtnl, nft: Nft, plan: PodPlan, promised: Set[str]) -> PodPlan:
+    """A port of our name is the same pod's remains (removed) or another pod's (step to the next name), as is one that
+    is ``promised``."""
     owner = f"{ALIAS_PREFIX}{plan.attachment} {plan.ifname} "
     for salt in range(PORT_NAME_TRIES):
         candidate = plan.renamed(salt)
+        if candidate.port in promised:
+            continue
         taken = find(rtnl, candidate.port)
         if taken is None:
             return candidate
         if taken.alias.startswith(owner) or not taken.alias or taken.group == GRAVE_GROUP:
-            detach(rtnl, nft, candidate.guard)
+            detach(rtnl, nft, [candidate.guard])
             _delete(rtnl, taken)
             return candidate
     raise HostError(Fault.NETLINK, operation="create port", link=plan.port, errno=EEXIST)
@@ -218,39 +230,43 @@ def _port_flags(plan: PodPlan) -> dict[str, int]:
 
 
 def _configure_pod(pod: Rtnl, plan: PodPlan) -> tuple[Link, tuple[bool, bool]]:
-    """Addresses before the link is up, so that what the kernel announces at that moment is complete. Also whether the
-    default routes (IPv4, IPv6) are ours: a pod that has one already keeps it."""
+    """Addresses before the link is up, so that what the kernel announces at that moment is complete; routes behind.
+    Also whether the default routes (IPv4, IPv6) are ours: a pod that has one already keeps it."""
     inside = need(pod, plan.ifname)
     index = inside.index
     # The guards know the link-local address by the MAC.
-    _tolerate(plan, "set the address mode of", pod, rtnl_messages.address_mode(index, _ADDR_GEN_EUI64),
-              (EOPNOTSUPP, EINVAL, ENOENT, EAFNOSUPPORT))  # no IPv6 in this pod
+    mode = ("set the address mode of", rtnl_messages.address_mode(index, _ADDR_GEN_EUI64))
     steps = [(f"add address {address} to",
               rtnl_messages.address_new(index, address, _IFA_F_NODAD if address.version == 6 else 0))
              for address in plan.addresses]  # fmt: skip
-    _carry_out(plan.ifname, pod, *steps, ("bring up", rtnl_messages.link_up(index)))
-    ours = (_route(pod, plan, index, DEFAULT_V4, plan.gateway_ipv4),
-            _route(pod, plan, index, DEFAULT_V6, plan.gateway_ipv6))  # fmt: skip
+    steps = [mode, *steps, ("bring up", rtnl_messages.link_up(index))]
+    routes = _routes(plan)
+    codes = pod.run(*(message for _, message in steps),
+                    *(rtnl_messages.route_new(index, to, gateway) for to, gateway in routes.items()))  # fmt: skip
+    if codes[0] in _NO_IPV6:
+        codes[0] = 0
+    for (operation, _), code in zip(steps, codes, strict=False):
+        if code:
+            raise HostError(Fault.NETLINK, operation=operation, link=plan.ifname, errno=code)
+    done = {to: _routed(plan, to, gateway, code)
+            for (to, gateway), code in zip(routes.items(), codes[len(steps) :], strict=True)}  # fmt: skip
     for route in plan.routes:
-        if not _route(pod, plan, index, route.to, route.gateway):
+        if not done[route.to]:
             words = {"route": f"route to {route.to}", "gateway": route.gateway, "way_out": "the pod has such a route"}
             raise HostError(Fault.POD_ROUTE, link=plan.ifname, errno=EEXIST, **words)
-    return inside, ours
+    return inside, (done.get(DEFAULT_V4, False), done.get(DEFAULT_V6, False))
 
 
-def _tolerate(plan: PodPlan, operation: str, rtnl: Rtnl, message: Message, codes: tuple[int, ...]) -> bool:
-    (code,) = rtnl.run(message)
-    if code and code not in codes:
-        raise HostError(Fault.NETLINK, operation=operation, link=plan.ifname, errno=code)
-    return code == 0
+def _routes(plan: PodPlan) -> dict[IPv4Network | IPv6Network, IPv4Address | IPv6Address]:
+    """The default ones first."""
+    wanted: dict[IPv4Network | IPv6Network, IPv4Address | IPv6Address | None]
+    wanted = {DEFAULT_V4: plan.gateway_ipv4, DEFAULT_V6: plan.gateway_ipv6}
+    wanted |= {route.to: route.gateway for route in plan.routes}
+    return {to: gateway for to, gateway in wanted.items() if gateway is not None}
 
 
-def _route(pod: Rtnl, plan: PodPlan, index: int, to: IPv4Network | IPv6Network,
-           gateway: IPv4Address | IPv6Address | None) -> bool:
-    """False: none was wanted, or the pod had one."""
-    if gateway is None:
-        return False
-    (code,) = pod.run(rtnl_messages.route_new(index, to, gateway))
+def _routed(plan: PodPlan, to: IPv4Network | IPv6Network, gateway: IPv4Address | IPv6Address, code: int) -> bool:
+    """False: the pod had one."""
     if code not in (0, EEXIST):
         words = {"route": f"route to {to}" if to.prefixlen else f"IPv{to.version} default route", "gateway": gateway}
         raise HostError(Fault.POD_ROUTE, link=plan.ifname, errno=code, **words)
@@ -285,7 +301,7 @@ def _delete(rtnl: Rtnl, link: Link) -> None:
 
 def _forget_guard(nft: Nft, guard: PortGuard) -> None:
     with contextlib.suppress(HostError):
-        nft.run(guard_removed(guard), f"remove the guards of {guard.port}")
+        nft.run(guards_removed([guard]), f"remove the guards of {guard.port}")
 
 
 def reattach(ipr: Netlink, plans: Sequence[PodPlan], bridge: str) -> list[PodPlan]:

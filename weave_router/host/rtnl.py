@@ -140,9 +140,9 @@ def link_up(index: int) -> Message:
     return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, IFF_UP, IFF_UP))
 
 
-def link_away(index: int, group: int) -> Message:
+def link_away(name: str, group: int) -> Message:
     """Out of its bridge, down, and into a group."""
-    head = _LINK.pack(AF_UNSPEC, 0, index, 0, IFF_UP)
+    head = _LINK.pack(AF_UNSPEC, 0, 0, 0, IFF_UP) + _text(IFLA_IFNAME, name)
     return Message(RTM_SETLINK, 0, head + _u32(IFLA_MASTER, 0) + _u32(IFLA_GROUP, group))
 
 

@@ -1,0 +1,67 @@
+"""host/driver.py's Together: what waits for a busy thread is carried out by one call, each asker gets its own end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from weave_router.host.driver import Together
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as made:
+        yield made
+
+
+Work = Callable[[list[int]], list[int | Exception]]
+
+
+async def ask(thread: ThreadPoolExecutor, work: Work, count: int) -> list[object]:
+    """All while the thread is busy with something else."""
+    busy = threading.Event()
+    thread.submit(busy.wait)
+    together: Together[int, int] = Together(thread, work)
+    asked = [asyncio.ensure_future(together(number)) for number in range(count)]
+    await asyncio.sleep(0)
+    busy.set()
+    return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_what_waits_goes_in_one_call_and_each_gets_its_own_answer(thread: ThreadPoolExecutor) -> None:
+    calls: list[list[int]] = []
+    wrong = ValueError("three")
+
+    def work(numbers: list[int]) -> list[int | Exception]:
+        calls.append(numbers)
+        return [wrong if number == 3 else 10 * number for number in numbers]
+
+    assert await ask(thread, work, 5) == [0, 10, 20, wrong, 40]
+    assert calls == [[0, 1, 2, 3, 4]]
+    together: Together[int, int] = Together(thread, work)
+    assert [await together(number) for number in (6, 7)] == [60, 70] and calls[1:] == [[6], [7]]
+
+
+async def test_a_call_that_breaks_off_fails_those_that_had_no_answer(thread: ThreadPoolExecutor) -> None:
+    broken = RuntimeError("off")
+
+    def work(numbers: list[int]) -> Iterator[int]:
+        yield numbers[0]
+        raise broken
+
+    assert await ask(thread, work, 3) == [0, broken, broken]  # type: ignore[arg-type]
+
+
+async def test_who_went_away_harms_nobody(thread: ThreadPoolExecutor) -> None:
+    busy = threading.Event()
+    thread.submit(busy.wait)
+    together: Together[int, int] = Together(thread, lambda numbers: numbers)
+    gone, stays = (asyncio.ensure_future(together(number)) for number in (1, 2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    busy.set()
+    assert await stays == 2 and gone.cancelled()
