@@ -74,6 +74,8 @@ def test_a_target_that_is_a_node_too_is_forgotten_only_as_a_target(
     assert second in called(first), "somebody named it"
     first.cli("forget", second)
     assert second not in called(first)
+    gone = first.cli("rmpeer", "n2", check=False)
+    assert gone.returncode == 1 and "whose a block is says the Kubernetes API here: delete the Node" in gone.stderr
 
 
 def called(router: Member) -> list[str]:

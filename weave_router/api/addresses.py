@@ -121,6 +121,9 @@ class AddressBook:
     async def retire(self, request: schema.RetireRequest, reachable: frozenset[bytes]) -> schema.Retirement:
         """Begin, go on, or give up; what is missing stands in the answer, and in ``retirement`` later."""
         rounds = self.service.rounds
+        if self.service.state.arbiter:
+            raise UserError("whose a block is says the Kubernetes API here: delete the Node, and its blocks are free "
+                            "15 minutes later")
         if request.give_up:
             if not self._driver.do(lambda service, now: rounds.give_up(now)):
                 raise UserError("no retirement of this node is open: see `weave-router status ipam`")
