@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
@@ -36,7 +37,17 @@ async def life(state: Path, answer: Callable[[str], object]) -> None:
     with Store.open(state, boot_id="boot") as store:
         service = started(store)
         writer = GroupWriter(store)
+        spoken: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         saying = Letters(NEAR.ed25519_public, NEAR.sign, verify, iter(range(1, 99)).__next__)
+
+        def tell(word: str) -> None:
+            answer(word)
+            spoken[word].set()
+
+        async def until_said(word: str) -> None:
+            """Before the next change of a file begins, or nobody could tell which came first."""
+            await driver.written()
+            await spoken[word].wait()
 
         def say(words: Iterable[tuple[bytes, bytes]]) -> None:
             for _, data in words:
@@ -44,9 +55,9 @@ async def life(state: Path, answer: Callable[[str], object]) -> None:
                 if isinstance(body, wire.Letter):
                     _, letter = Letters(ME.ed25519_public, ME.sign, verify, int).open_untrusted(
                         service.state.universe or b"", body.data, b"")  # type: ignore[misc]
-                    answer(type(letters.decode_body_untrusted(letter)).__name__)
+                    tell(type(letters.decode_body_untrusted(letter)).__name__)
                 elif isinstance(body, wire.Tell) and any(each.standing & wire.RETIRED for each in body.facts.people):
-                    answer("Retired")
+                    tell("Retired")
 
         driver = IpamDriver(service, store, submit=writer.submit, say=say, own=lambda owners: None)
         running = asyncio.create_task(driver.run())
@@ -66,14 +77,14 @@ async def life(state: Path, answer: Callable[[str], object]) -> None:
         service.neighbours[NEAR.node_id] = True
         await driver.written()
         driver.do(lambda core, at: core.rounds.begin(frozenset({DEAD.node_id, OTHER.node_id}), False, at))
-        await driver.written()
+        await until_said("RetireAsk")
         hear(letters.Promise(letters.Round(*MINE), wire.Facts()))
-        await driver.written()
+        await until_said("Retired")
         extra = Identity.generate(Random(5).randbytes).node_id
         more = Message(NEAR.node_id, 1, service.state.universe, None, Tell(Knowledge(members=frozenset({extra}))))
         driver.do(lambda core, at: core.take_in(Receive(more), at))
         hear(letters.RetireAsk(letters.Round(*THEIRS), (letters.Victim(extra, 1),), (), ()))
-        await driver.written()
+        await until_said("Promise")
         await driver.close()
         running.cancel()
         writer.shutdown()
