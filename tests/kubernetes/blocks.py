@@ -7,9 +7,10 @@ from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any
 
 from kubernetes import rollout
-from kubernetes.cluster import Cluster, Node
+from kubernetes.cluster import Cluster, Node, wait_for
 
 PREFIX = "weave-router-block-"
+LOOK_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,17 @@ def strays(cluster: Cluster) -> list[Block]:
 
 
 def addresses(node: Node) -> list[str]:
-    """Of every pod's namespace on the node, as the kernel has them: pods' and the cluster's, not link-local ones."""
-    done = node.run("sh", "-c", "for name in $(ls /run/netns); do ip -n $name -j address; done")
-    found: list[dict[str, Any]] = [link for line in done.stdout.splitlines() if line for link in json.loads(line)]
+    """Of every pod's namespace on the node, as the kernel has them: pods' and the cluster's, not link-local ones.
+
+    Where a namespace comes or goes meanwhile, all are looked at again."""
+    words = "echo []; for name in $(ls /run/netns); do ip -n $name -j address; done"
+
+    def look() -> str:
+        done = node.run("sh", "-ec", words, check=False)
+        return done.stdout if done.returncode == 0 else ""
+
+    said: str = wait_for(f"{node.name}'s namespaces", look, LOOK_SECONDS)
+    found: list[dict[str, Any]] = [link for line in said.splitlines() if line for link in json.loads(line)]
     return [entry["local"] for link in found if link.get("ifname") != "lo" for entry in link.get("addr_info", [])
             if entry["scope"] == "global"]  # fmt: skip
 

@@ -138,6 +138,7 @@ class Node:
         os.kill(self.pid, signal.SIGKILL)  # and with it every process of its pid namespace
         self.holder.wait()
         wait_for(f"the end of {self.name}", lambda: not keeper.start_time(self.pid), 30, 0.05)
+        keeper.remove_cgroups(self.netns)  # else the next kubelet looks 3 s for each container that was in them
         ip("-n", SWITCH, "link", "del", self.netns)  # the kernel takes its time with a namespace
         ip("netns", "del", self.netns)
         self.proxy = None

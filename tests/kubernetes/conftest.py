@@ -12,12 +12,13 @@ from kubernetes.images import ROOT
 LOGS = ROOT / "build" / "test-results" / "kubernetes-log"
 """Of the control plane and the nodes' programs, of the last run."""
 TEST_SECONDS = 480
-"""The first test of a session boots the cluster, some run many pods; each wait in them has a shorter end of its own."""
+"""Where a module says nothing else. The first test of a session boots the cluster, some run many pods; each wait in
+them has a shorter end of its own."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "kubernetes" in item.path.parts:
+        if "kubernetes" in item.path.parts and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 

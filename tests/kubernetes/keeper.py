@@ -35,7 +35,7 @@ def take_down(folder: Path) -> None:
     _end(folder)
     for name in sorted(path.name for path in Path("/run/netns").glob(f"{PREFIX}-*")):
         subprocess.run(["ip", "netns", "del", name], check=False)
-    _remove_cgroups()
+    remove_cgroups(f"{PREFIX}-n*")
     restore_sysctls(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,11 +69,11 @@ def _end(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _remove_cgroups() -> None:
-    """A group can be removed when its last process is reaped, which takes a moment after SIGKILL."""
+def remove_cgroups(nodes: str) -> None:
+    """Of the nodes whose name matches. A group can go when its last process is reaped, a moment after SIGKILL."""
     end = time.monotonic() + _SECONDS
     while time.monotonic() < end:
-        groups = [path for top in Path("/sys/fs/cgroup").glob(f"*/{PREFIX}-n*") for path in (*top.rglob("*/"), top)]
+        groups = [path for top in Path("/sys/fs/cgroup").glob(f"*/{nodes}") for path in (*top.rglob("*/"), top)]
         if not groups:
             return
         for group in sorted(groups, key=lambda path: -len(path.parts)):

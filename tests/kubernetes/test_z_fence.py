@@ -68,8 +68,7 @@ def return_to_service(cluster: Cluster, node: Node, *, new_disk: bool = True) ->
         pod = rollout.router_pods(cluster).get(node.name)
         return rollout.is_ready(pod) and rollout.container(pod) != before
 
-    # With its old disk containerd looks a minute for the sandboxes that ended with the power.
-    wait_for(f"{node.name} serves", serves, 240)
+    wait_for(f"{node.name} serves", serves, 90)
     wait_for(f"{node.name} Ready", lambda: is_ready(cluster, node) and rollout.heartbeat(cluster, node) != heard, 90)
 
 
