@@ -22,7 +22,7 @@ SOAK = os.environ.get("SOAK", "") not in ("", "0")
 TCP_BYTES = 1 << 30 if SOAK else 128 << 20
 DATAGRAMS = 20_000 if SOAK else 2_000
 DATAGRAM_MAX = 60_000
-UDP_MBIT = 500
+UDP_MBIT = 300
 LOST_MAX = 0.05  # of a paced sender on a lossless wire; a busy machine may still starve a worker for milliseconds
 FACTORS: dict[str, list[object]] = {
     "mtu": [1280, 1500, 9000],
