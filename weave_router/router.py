@@ -311,7 +311,7 @@ class Router:
         tap = tap_driver.open_tap(self.config.tap, self.workers, self.config.refuse)
         forwarding.callback(tap_driver.close_tap, tap)
         self.engine.start(tap.fds, udp.fds, vnet_hdr=tap.vnet_hdr, tap_csum=tap.csum, tap_tso=tap.tso,
-                          tap_uso=tap.uso, steered=tap.steering)
+                          tap_uso=tap.uso, steered=tap.steering, credits=tap.credits)
         forwarding.callback(self.engine.stop)
         forwarding.push_async_callback(self._farewell)
         tap_driver.set_carrier(tap, True)

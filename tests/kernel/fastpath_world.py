@@ -4,6 +4,7 @@ Port -> ta [engine] == UDP on lo, port 6783 == PythonPeer on ports 7002, 7003 (s
 """
 
 import fcntl
+import mmap
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -128,9 +129,8 @@ def use(world: World, slot: int = 2) -> None:
     world.engine.session_use(slot, world.index(slot))
 
 
-def start_again(world: World) -> None:
+def start_again(world: World, credits: mmap.mmap | None = None) -> None:
     """As after stop(): what was sent meanwhile waits in the TAP and comes as one burst."""
     side = world.side
-    side.engine.start(
-        side.taps, [s.fileno() for s in side.sockets], vnet_hdr=12, tap_csum=True, tap_tso=True, tap_uso=True
-    )
+    sockets = [s.fileno() for s in side.sockets]
+    side.engine.start(side.taps, sockets, vnet_hdr=12, tap_csum=True, tap_tso=True, tap_uso=True, credits=credits)

@@ -4,14 +4,27 @@ Topology: fastpath_world.py. What is put in while the engine stands still comes 
 the discipline's, not the machine's.
 """
 
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
 from kernel.fastpath_pair import mac, wait_for
 from kernel.fastpath_peer import ethernet
 from kernel.fastpath_world import A, B, C, World, plain, start_again
 
 from weave_router.fastpath import engine as fp
+from weave_router.fastpath.probe import flow_hash
+from weave_router.host import bpf_driver, tap_driver
+from weave_router.host.steering import CREDITS
 
 BLAST = 200  # fewer than one burst reads ahead
 MANY = 800  # read faster than they are served, until 4 MB wait
+DEEP = 1500  # more than a flow in company may have waiting
+CREDIT_FRAMES = 256
+SPENT = 1
 TURN = 8  # small frames in a flow's turn (QUANTUM), and the one that went straight through
 OTHER = A + 1
 
@@ -59,3 +72,76 @@ def test_superframes_are_not_lost_for_being_many(world: World) -> None:
     start_again(world)
     wait_for(lambda: world.engine.counters()["frames_in"] - read["frames_in"] == 600)
     assert world.dropped("queue", before) == 0
+
+
+@pytest.fixture
+def credits(world: World) -> Iterator[mmap.mmap]:
+    program, words = bpf_driver.load_credit_program()
+    fcntl.ioctl(world.side.taps[0], tap_driver.TUNSETFILTEREBPF, struct.pack("i", program))
+    os.close(program)
+    yield words
+    fcntl.ioctl(world.side.taps[0], tap_driver.TUNSETFILTEREBPF, struct.pack("i", -1))
+
+
+def overrun(world: World, credits: mmap.mmap) -> None:
+    """DEEP frames of one flow at once, and one of another among them."""
+    world.engine.stop()
+    blast = [plain(B, 60, i) for i in range(DEEP)]
+    world.put(*blast[: DEEP // 2], from_other(C, 0), *blast[DEEP // 2 :])
+    start_again(world, credits)
+    assert world.frames(count=DEEP) == blast
+    assert world.frames(slot=3) == [from_other(C, 0)]
+    wait_for(lambda: not any(world.engine.queue_depths()))
+
+
+def bind(world: World, credits: mmap.mmap) -> int:
+    """The word of a flow that overran the worker; the engine stands still. A pause frees it, so once is not enough."""
+    words = memoryview(credits).cast("I")
+    at = flow_hash(plain(B, 60)) % CREDITS
+    for _ in range(20):
+        overrun(world, credits)
+        world.engine.stop()
+        if words[at]:
+            return at
+    raise AssertionError("never bound")
+
+
+def test_a_flow_that_overruns_us_is_bound_and_no_other(world: World, credits: mmap.mmap) -> None:
+    """What came at once is served; then so much of it may be on its way, the rest costs no read; then it is free."""
+    at, words = bind(world, credits), memoryview(credits).cast("I")
+    assert words[at] == SPENT + CREDIT_FRAMES, "nothing waits, so all of its credit is there"
+    assert world.engine.drops()["kernel_flow_credit"] == 0
+    world.put(*[plain(B, 60, i) for i in range(DEEP)], *[from_other(C, i) for i in range(DEEP)])
+    assert world.engine.drops()["kernel_flow_credit"] == DEEP - CREDIT_FRAMES
+    assert words[at] == SPENT
+    before = world.engine.drops()
+    start_again(world, credits)
+    assert words[at] == 0, "a start frees all"
+    assert world.frames(count=CREDIT_FRAMES) == [plain(B, 60, i) for i in range(CREDIT_FRAMES)]
+    assert world.frames(slot=3, count=DEEP) == [from_other(C, i) for i in range(DEEP)]
+    assert world.dropped("queue", before) == 0
+
+
+def test_a_bound_ends_whatever_became_of_the_frames(world: World, credits: mmap.mmap) -> None:
+    """Credit that a full queue swallowed never comes back by itself."""
+    words, at = memoryview(credits).cast("I"), flow_hash(plain(B, 60)) % CREDITS
+    for _ in range(20):
+        overrun(world, credits)
+        if words[at]:
+            words[at] = SPENT
+            break
+    else:
+        raise AssertionError("never bound")
+    wait_for(lambda: words[at] == 0)
+    world.put(plain(B, 60, 7))
+    assert world.frames() == [plain(B, 60, 7)]
+
+
+def test_a_flow_alone_is_not_bound(world: World, credits: mmap.mmap) -> None:
+    """There is nobody from whom it could take."""
+    words, at = memoryview(credits).cast("I"), flow_hash(plain(B, 60)) % CREDITS
+    world.engine.stop()
+    world.put(*[plain(B, 60, i) for i in range(DEEP)])
+    start_again(world, credits)
+    assert world.frames(count=DEEP) == [plain(B, 60, i) for i in range(DEEP)]
+    assert words[at] == 0

@@ -28,6 +28,7 @@ from weave_router.fastpath.probe import (
     open_checksum,
     parse_untrusted,
 )
+from weave_router.host.steering import tap_hash
 
 MACS = {"src": "0a:58:0a:20:00:05", "dst": "0a:58:0a:20:00:45"}
 TAGS: list[list[Packet]] = [[], [Dot1Q(vlan=5)], [Dot1AD(vlan=9), Dot1Q(vlan=5)], [Dot1Q(vlan=9), Dot1Q(vlan=5)]]
@@ -175,3 +176,26 @@ def test_both_directions_of_a_flow_hash_alike(network: type[Packet], transport: 
     back = Ether(src=MACS["dst"], dst=MACS["src"]) / network() / transport(sport=80, dport=1000) / b"longer"
     other = Ether(**MACS) / network() / transport(sport=1001, dport=80) / b"x"
     assert flow_hash(bytes(there)) == flow_hash(bytes(back)) != flow_hash(bytes(other))
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        IP() / TCP(sport=1000, dport=80) / b"x",
+        IP() / UDP(sport=1000, dport=53) / b"x",
+        IP(options=[IPOption_Router_Alert()]) / UDP(sport=1000, dport=53) / b"x",
+        IP(flags="MF") / UDP(sport=1000, dport=53) / b"12345678",
+        IP(frag=1, proto=17) / b"12345678",
+        IP() / ICMP(),
+        IPv6(src="fd00::1", dst="fd00::2") / TCP(sport=1000, dport=80) / b"x",
+        IPv6(src="fd00::1", dst="fd00::2") / UDP(sport=1000, dport=53) / b"x",
+        IPv6(src="fd00::1", dst="fd00::2") / IPv6ExtHdrFragment(m=1) / UDP() / b"12345678",
+        ARP(),
+        Raw(b"x"),
+    ],
+    ids=Packet.summary,
+)
+def test_the_kernels_programs_hash_a_flow_as_we_do(packet: Packet) -> None:
+    """Else a flow that comes too fast is not the one that gets no credit."""
+    frame = bytes(Ether(**MACS) / packet)
+    assert flow_hash(frame) == tap_hash(frame)

@@ -300,7 +300,9 @@ class View:
         )
 
     def drops(self) -> dict[str, int]:
-        return self._parts.engine.drops() | kernel_driver.drops(self._parts.config.tap)
+        ours, kernel = self._parts.engine.drops(), kernel_driver.drops(self._parts.config.tap)
+        kernel["kernel_tap_queue"] -= ours["kernel_flow_credit"]  # the device counts both
+        return ours | kernel
 
     def counters(self) -> dict[str, int]:
         mesh = self._parts.mesh.status()

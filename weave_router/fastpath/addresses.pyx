@@ -19,10 +19,14 @@ from weave_router.fastpath.includes.linux cimport (
     IPPROTO_IPV6,
     IPV6_PKTINFO,
     cmsghdr,
+    errno,
+    getsockname,
     in6_pktinfo,
     in_pktinfo,
+    sockaddr,
     sockaddr_in,
     sockaddr_in6,
+    socklen_t,
 )
 from weave_router.fastpath.state cimport Event, Path
 
@@ -31,6 +35,14 @@ cdef object inet_ntop = socket.inet_ntop
 cdef object AF4 = socket.AF_INET
 cdef object AF6 = socket.AF_INET6
 cdef bytes MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+cdef int family_of(int fd) except -1:
+    cdef sockaddr_in6 name
+    cdef socklen_t n = sizeof(name)
+    if getsockname(fd, <sockaddr *>&name, &n) != 0:
+        raise OSError(errno, "getsockname")
+    return name.sin6_family
 
 
 cdef object text_of(const uint8_t *address, int n):

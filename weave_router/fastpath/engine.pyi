@@ -4,6 +4,7 @@ Addresses cross this border as ``Endpoint``: ``(text, port)``, IPv4 as dotted qu
 All methods are called from one thread (the event loop's); workers run on their own.
 """
 
+import mmap
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -72,9 +73,10 @@ class Engine:
 
     # -- start and stop -----------------------------------------------------------------------------------------
     def start(self, tap_fds: Sequence[int], udp_fds: Sequence[int], *, vnet_hdr: int, tap_csum: bool, tap_tso: bool,
-              tap_uso: bool, steered: bool = ...) -> None:
+              tap_uso: bool, steered: bool = ..., credits: mmap.mmap | None = ...) -> None:
         """Borrow the descriptors (one of each per worker) and start the workers. ``vnet_hdr``: 10 or 12.
-        ``steered``: a program keeps flows on their TAP queue; else they are written through the one they come from."""
+        ``steered``: a program keeps flows on their TAP queue; else they are written through the one they come from.
+        ``credits``: the map of the program that bounds flows (host/steering.py); None: there is none."""
     def stop(self) -> None:
         """Stop and join the workers; descriptors stay open and are the caller's. Idempotent."""
     def events(self, limit: int = ...) -> list[tuple[object, ...]]: ...

@@ -10,8 +10,9 @@ cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from weave_router.fastpath.addresses cimport endpoint_of, fill_path, local_of
+from weave_router.fastpath.addresses cimport endpoint_of, family_of, fill_path, local_of
 from weave_router.fastpath.aead cimport cipher_init
+from weave_router.fastpath.credits cimport CREDITS_BYTES
 from weave_router.fastpath.figures cimport (
     capture_begin,
     capture_take,
@@ -29,14 +30,10 @@ from weave_router.fastpath.includes.linux cimport (
     close,
     errno,
     eventfd,
-    getsockname,
     iovec,
     msghdr,
     read,
     sendmsg,
-    sockaddr,
-    sockaddr_in6,
-    socklen_t,
     write,
 )
 from weave_router.fastpath.includes.native cimport (
@@ -150,6 +147,7 @@ cdef class Engine:
     cdef bint running
     cdef object threads
     cdef object limbo
+    cdef object credits  # the map that the workers point into
     cdef object local_macs
     cdef object macs
     cdef Routes routes
@@ -281,19 +279,18 @@ cdef class Engine:
     # -- start and stop -------------------------------------------------------------------------------------------
 
     def start(self, object tap_fds, object udp_fds, *, int vnet_hdr, bint tap_csum, bint tap_tso, bint tap_uso,
-              bint steered=True):
+              bint steered=True, object credits=None):
         cdef int i
-        cdef sockaddr_in6 name
-        cdef socklen_t n = sizeof(name)
+        cdef uint8_t[::1] words
         if self.running:
             raise ValueError("the fast path runs already")
         if len(tap_fds) != self.workers or len(udp_fds) != self.workers:
             raise ValueError("one TAP queue and one socket per worker")
+        if credits is not None and len(credits) != CREDITS_BYTES:
+            raise ValueError(f"{CREDITS_BYTES} bytes of credits")
         if vnet_hdr not in (10, 12):
             raise ValueError("virtio header of 10 or 12 bytes")
-        if getsockname(udp_fds[0], <sockaddr *>&name, &n) != 0:
-            raise OSError(errno, "getsockname")
-        self.family = name.sin6_family
+        self.family = family_of(udp_fds[0])
         self.s.tap_csum = tap_csum
         self.s.tap_tso = tap_tso and tap_csum
         self.s.tap_uso = tap_uso and tap_csum
@@ -305,6 +302,11 @@ cdef class Engine:
             self.w[i].udp_fd = udp_fds[i]
             self.w[i].vnet_hdr = vnet_hdr
             self.w[i].stop = 0
+        self.credits, self.s.credits = credits, NULL
+        if credits is not None:
+            words = credits
+            words[:] = 0  # of an earlier start
+            self.s.credits = <uint32_t *>&words[0]
         self.running = True
         for i in range(self.workers):
             thread = threading.Thread(target=self._run, args=(i,), name=f"worker-{i}", daemon=True)
@@ -676,7 +678,7 @@ cdef class Engine:
         return [relaxed64(&self.w[i].queues.bytes) for i in range(self.workers)]
 
     def drops(self):
-        return drops_of(self.w, self.workers)
+        return drops_of(self.s, self.w, self.workers)
 
     def stations(self):
         return stations_of(self.s)

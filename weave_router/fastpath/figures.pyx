@@ -8,6 +8,7 @@ from collections import namedtuple
 from libc.stdint cimport uint8_t, uint64_t
 
 from weave_router.fastpath.counters cimport C_COUNT, D_COUNT
+from weave_router.fastpath.credits cimport CREDITS
 from weave_router.fastpath.includes.native cimport acquire64, release32, release64, relaxed64, store_be64
 from weave_router.fastpath.report cimport boottime_ns
 from weave_router.fastpath.state cimport CAPTURE, STATIONS, TRACE, Capture, Captured, Session, Shared, TraceEntry, Worker
@@ -28,7 +29,7 @@ cdef dict counters_sum(list each):
     return {name: sum([one[name] for one in each]) for name in COUNTERS}
 
 
-cdef dict drops_of(Worker **workers, int n):
+cdef dict drops_of(const Shared *s, Worker **workers, int n):
     cdef int i, j
     cdef uint64_t total
     found = {}
@@ -37,6 +38,7 @@ cdef dict drops_of(Worker **workers, int n):
         for i in range(n):
             total += relaxed64(&workers[i].drops[j])
         found[DROP_REASONS[j]] = total
+    found["kernel_flow_credit"] = 0 if s.credits == NULL else relaxed64(<uint64_t *>(s.credits + CREDITS))
     return found
 
 

@@ -185,21 +185,28 @@ cdef inline bint same_flow(const Frame *a, const Frame *b) noexcept nogil:
     return memcmp(a.data + a.l3 + 8, b.data + b.l3 + 8, 32) == 0
 
 
+cdef inline void fold_pair(uint64_t *mixed, uint64_t *total, uint32_t one, uint32_t other) noexcept nogil:
+    mixed[0] ^= one ^ other
+    total[0] += <uint64_t>one + other
+
+
 cdef inline uint32_t flow_hash(const Frame *f) noexcept nogil:
-    """Symmetric: both directions of a flow give the same value."""
-    cdef uint32_t value = 0
+    """Symmetric: both directions of a flow give the same value. Of an untagged frame it is what the programs of
+    host/steering.py compute in the kernel (tap_hash there says it in Python)."""
+    cdef uint64_t mixed = 0, total = 0
     cdef int i
     if f.size < ETHERNET_HEADER:
         return 0
     if f.family == 4:
-        value = load_be32(f.data + f.l3 + 12) ^ load_be32(f.data + f.l3 + 16)
+        fold_pair(&mixed, &total, load_be32(f.data + f.l3 + 12), load_be32(f.data + f.l3 + 16))
     elif f.family == 6:
-        for i in range(8, 40, 4):
-            value ^= load_be32(f.data + f.l3 + i)
+        for i in range(8, 24, 4):
+            mixed *= <uint64_t>0x61C88647
+            fold_pair(&mixed, &total, load_be32(f.data + f.l3 + i), load_be32(f.data + f.l3 + 16 + i))
     else:
-        for i in range(0, 6, 2):
-            value ^= load_be16(f.data + i) ^ load_be16(f.data + 6 + i)
+        fold_pair(&mixed, &total, load_be32(f.data), load_be32(f.data + 6))
+        fold_pair(&mixed, &total, load_be16(f.data + 4), load_be16(f.data + 10))
     if f.payload:
-        value ^= load_be16(f.data + f.l4) ^ load_be16(f.data + f.l4 + 2)
-    value ^= value >> 16
-    return value * <uint32_t>0x9E3779B1U >> 8
+        mixed *= <uint64_t>0x61C88647
+        fold_pair(&mixed, &total, load_be16(f.data + f.l4), load_be16(f.data + f.l4 + 2))
+    return <uint32_t>(((mixed * <uint64_t>0x45D9F3B5 + total) * <uint64_t>0x2C1B3C6D) >> 32)

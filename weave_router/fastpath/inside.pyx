@@ -36,6 +36,7 @@ from weave_router.fastpath.counters cimport (
     D_QUEUE,
     D_TOO_BIG,
 )
+from weave_router.fastpath.credits cimport credits_sweep
 from weave_router.fastpath.frame cimport (
     ETHERNET_HEADER,
     ETHERTYPE_ARP,
@@ -521,6 +522,7 @@ cdef int inside_burst(Worker *w) noexcept nogil:
     cdef Queued *frame
     cdef int size, found, served = 0
     cdef int64_t bytes = 0
+    credits_sweep(&w.queues.credits, w.now)
     if w.queues.frames == 0:
         frame = queue_place(w.queues)
         size = read_frame(w, frame)

@@ -18,9 +18,9 @@ cdef inline int noted(Worker *w, uint32_t flow, int unknown) noexcept nogil:
     """The worker whose flow it is; noted as `unknown`'s when it is nobody's yet."""
     cdef uint32_t *entry = &w.shared.flow_queue[flow & (FLOW_QUEUES - 1)]
     cdef uint32_t found = acquire32(entry)
-    if found >> 8 == flow and found & 255:
+    if found >> 8 == flow >> 8 and found & 255:
         return <int>(found & 255) - 1
-    release32(entry, flow << 8 | <uint32_t>(unknown + 1))
+    release32(entry, flow & ~<uint32_t>255 | <uint32_t>(unknown + 1))
     return unknown
 
 

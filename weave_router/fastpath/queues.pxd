@@ -1,6 +1,8 @@
 # Frames read ahead of sealing, in a queue per flow. See queues.pyx.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from weave_router.fastpath.credits cimport Credits, FlowCredit
+
 cdef enum:
     QUEUE_FLOWS = 512  # queues; a power of two
     QUEUE_SOURCES = 64  # a power of two
@@ -34,6 +36,7 @@ cdef struct FlowQueue:
     int32_t turn  # 0: idle, 1: among the sparse, 2: among the others
     int32_t deficit
     uint32_t cost
+    FlowCredit credit
 
 cdef struct SourceQueue:
     uint32_t cost
@@ -46,6 +49,8 @@ cdef struct Turns:  # a list of flows
 cdef struct Queues:
     uint64_t bytes  # waiting; read by others
     uint32_t frames
+    uint32_t active  # flows with a turn
+    uint32_t bulk  # bytes in frames above BULK_FRAME
     uint32_t head  # where the next read goes
     uint32_t tail  # the oldest frame's header
     uint32_t wrapped  # where the upper part ends while head is below tail; 0: it is not
@@ -54,11 +59,14 @@ cdef struct Queues:
     int32_t victim  # flow found longest last
     uint32_t victim_frames  # that it may still lose unasked,
     uint32_t victim_cost  # while it has more than this
+    Credits credits
     FlowQueue flow[QUEUE_FLOWS]
     SourceQueue source[QUEUE_SOURCES]
     uint8_t arena[ARENA_BYTES]
 
 cdef void queues_init(Queues *q) noexcept nogil
+# Bound flows by these words (CREDITS of them), shared with the kernel's program; NULL: bind none. What waits stays.
+cdef void queues_credits(Queues *q, uint32_t *words) noexcept nogil
 # Room for FRAME_ROOM bytes: where a Queued and then the frame go; NULL: the arena is full. Nothing is taken yet.
 cdef Queued *queue_place(Queues *q) noexcept nogil
 # Take what queue_place gave: `span` bytes, a frame of `size` bytes of this flow and source, at the end of its flow.
@@ -77,7 +85,7 @@ cdef inline uint64_t queue_weight(const Queues *q) noexcept nogil:
 cdef inline bint queue_enough(const Queues *q) noexcept nogil:
     """Superframes beyond a TCP stream's window wait as well in the kernel's queue, which counts frames: many streams
     must not lose what that queue can hold."""
-    return queue_weight(q) > QUEUE_WEIGHT - FRAME_ROOM - FRAME_WEIGHT and q.bytes > <uint64_t>q.frames * BULK_FRAME
+    return queue_weight(q) > QUEUE_WEIGHT - FRAME_ROOM - FRAME_WEIGHT and q.bulk > QUEUE_WEIGHT / 2
 
 
 cdef inline bint queue_over(const Queues *q) noexcept nogil:

@@ -10,6 +10,7 @@ of the source with most gives way. `tests/unit/test_fastpath_queues.py` has the 
 from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memset
 
+from weave_router.fastpath.credits cimport credit_begin, credit_came, credit_end, credit_left, credits_begin
 from weave_router.fastpath.includes.native cimport set64
 
 
@@ -31,6 +32,14 @@ cdef void queues_init(Queues *q) noexcept nogil:
     q.sparse.first = q.sparse.last = q.others.first = q.others.last = NOWHERE
     for i in range(QUEUE_FLOWS):
         q.flow[i].first = q.flow[i].last = q.flow[i].next = NOWHERE
+    queues_credits(q, NULL)
+
+
+cdef void queues_credits(Queues *q, uint32_t *words) noexcept nogil:
+    cdef int i
+    credits_begin(&q.credits, words)
+    for i in range(QUEUE_FLOWS):
+        q.flow[i].credit.bound = NOWHERE
 
 
 # ---- the arena: a ring of frames, taken at the head, given back at the tail --------------------------------------
@@ -120,6 +129,8 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
         it.source = <int32_t>source
         it.turn = 1
         it.cost = 0
+        q.active += 1
+        credit_begin(&q.credits, &it.credit, flow)
         q.source[source].active += 1
         it.deficit = quantum(q, it)
         turn_append(q, &q.sparse, index)
@@ -130,7 +141,10 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
     it.last = place
     it.cost += cost_of(frame)
     q.source[it.source].cost += cost_of(frame)
+    credit_came(&q.credits, &it.credit, q.active == 1)
     q.frames += 1
+    if size > BULK_FRAME:
+        q.bulk += size
     set64(&q.bytes, q.bytes + span)
 
 
@@ -143,7 +157,10 @@ cdef Queued *flow_pop(Queues *q, int32_t index) noexcept nogil:
         it.last = NOWHERE
     it.cost -= cost_of(frame)
     q.source[it.source].cost -= cost_of(frame)
+    credit_left(&q.credits, &it.credit)
     q.frames -= 1
+    if frame.size > BULK_FRAME:
+        q.bulk -= frame.size
     set64(&q.bytes, q.bytes - frame.span)
     return frame
 
@@ -151,6 +168,8 @@ cdef Queued *flow_pop(Queues *q, int32_t index) noexcept nogil:
 cdef void flow_rest(Queues *q, int32_t index) noexcept nogil:
     """An empty flow leaves the turns."""
     q.flow[index].turn = 0
+    q.active -= 1
+    credit_end(&q.credits, &q.flow[index].credit)
     q.source[q.flow[index].source].active -= 1
 
 

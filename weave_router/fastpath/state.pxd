@@ -305,6 +305,7 @@ cdef struct Shared:
     int tap_csum
     int tap_tso
     int tap_uso
+    uint32_t *credits  # the map of the TAP's filter, see credits.pxd; NULL: it has none
     int steer_by_write  # no steering program: lanes.pxd keeps each flow on its queue and lane
     int event_fd
     uint32_t event_armed

@@ -44,7 +44,7 @@ from weave_router.fastpath.includes.openssl cimport (
 from weave_router.fastpath.inside cimport inside_burst, inside_parked
 from weave_router.fastpath.outside cimport outside_burst
 from weave_router.fastpath.pool cimport pool_free, pool_new
-from weave_router.fastpath.queues cimport Queues, queues_init
+from weave_router.fastpath.queues cimport Queues, queues_credits, queues_init
 from weave_router.fastpath.report cimport boottime_ns, count
 from weave_router.fastpath.state cimport (
     COMMANDS,
@@ -162,7 +162,7 @@ cdef void sleep_until_work(Worker *w) noexcept nogil:
     """Offline for reclamation while in epoll."""
     cdef epoll_event events[4]
     cdef uint64_t drained
-    cdef int timeout = 50 if w.parked_first != NULL else 1000
+    cdef int timeout = 50 if w.parked_first != NULL or w.queues.credits.bounds else 1000
     cdef int i, ready
     full_fence()
     release64(&w.seen, <uint64_t>GONE)
@@ -182,6 +182,7 @@ cdef void worker_run(Worker *w) noexcept nogil:
     sigfillset(&all_signals)
     pthread_sigmask(SIG_BLOCK, &all_signals, NULL)
     setpriority(PRIO_PROCESS, 0, NICE)  # Linux: of this thread alone
+    queues_credits(w.queues, w.shared.credits)
     watch(w, w.tap_fd)
     watch(w, w.udp_fd)
     watch(w, w.wake_fd)

@@ -92,7 +92,11 @@ FEATURES: Final = {
     "uso": ("UDP superframes from the TAP", "6.2", "UDP is slower"),
     "udp_segment": ("UDP_SEGMENT on the socket", "4.18", "each datagram is sent by itself"),
     "udp_gro": ("UDP_GRO on the socket", "5.0", "each datagram is received by itself"),
-    "bpf": ("steering programs (TUNSETSTEERINGEBPF)", "4.16 with CAP_BPF", "flows are steered by the router itself"),
+    "bpf": (
+        "programs at the TAP, for steering and for credit",
+        "5.5 with CAP_BPF",
+        "flows are steered by the router itself, and one that floods takes from the others",
+    ),
     "locked": ("locked bridge ports", "5.18", "nft guards hold the source MAC alone"),
 }
 _NEEDED: Final = ("NET_ADMIN",)

@@ -90,7 +90,7 @@ def _attempt(probe: Callable[[], None]) -> None:
 def _probe_tap(found: dict[str, bool | None], refuse: frozenset[str]) -> None:
     def probe() -> None:
         tap = tap_driver.open_tap(_PROBE_TAP, 1, refuse)
-        found.update(csum=tap.csum, tso=tap.tso, uso=tap.uso, bpf=tap.steering)
+        found.update(csum=tap.csum, tso=tap.tso, uso=tap.uso, bpf=tap.steering and tap.credits is not None)
         tap_driver.close_tap(tap)
 
     _attempt(probe)

@@ -1,8 +1,9 @@
-"""The two little programs that choose a worker, as bytecode, and the first one again in Python as oracle for tests.
+"""The little programs that choose a worker and bound a flow, as bytecode, and their hash in Python as oracle for tests.
 
-Pure: bytes out. steering of the TAP: eBPF socket filter that gives both directions of a flow one queue (else tun moves
-a flow to the queue that wrote its reverse, a feedback loop that reorders for ever). Steering of the UDP port: classic
-BPF that reads the lane's worker bits. bpf_driver.py and udp_driver.py load them.
+Pure: bytes out. Steering of the TAP: eBPF socket filter that gives both directions of a flow one queue (else tun moves
+a flow to the queue that wrote its reverse, a feedback loop that reorders for ever). Filter of the TAP: by the same
+hash, drops the frames of a flow that has no credit left (fastpath/credits.pxd), before they cost a read. Steering of
+the UDP port: classic BPF that reads the lane's worker bits. bpf_driver.py and udp_driver.py load them.
 """
 
 import struct
@@ -11,11 +12,14 @@ from typing import Final
 # eBPF opcodes used here (linux/bpf.h).
 _LD_ABS: Final = {1: 0x30, 2: 0x28, 4: 0x20}
 _LD_IND: Final = {2: 0x48}
-_MOV_X, _ADD_X, _XOR_X = 0xBF, 0x0F, 0xAF
+_LOAD_WORD, _ATOMIC_WORD, _ATOMIC_LONG, _LD_IMM64 = 0x61, 0xC3, 0xDB, 0x18
+_MAP_VALUE: Final = 2  # as the source of _LD_IMM64: the address of the value in this map of one
+_MOV_X, _ADD_X, _XOR_X, _MOV_K, _ADD_K = 0xBF, 0x0F, 0xAF, 0xB7, 0x07
 _AND_K, _LSH_K, _RSH_K, _MUL_K = 0x57, 0x67, 0x77, 0x27
-_JA, _JEQ_K, _JSET_K, _EXIT = 0x05, 0x15, 0x45, 0x95
+_JA, _JEQ_K, _JSET_K, _JLT_K, _JGT_X, _EXIT = 0x05, 0x15, 0x45, 0xA5, 0x2D, 0x95
 # R0 result of LD_ABS, R6 the skb that LD_ABS needs, R7 and R8 the two symmetric sums, R9 an offset.
-_R0, _R1, _R6, _R7, _R8, _R9 = 0, 1, 6, 7, 8, 9
+# LD_ABS spends R1 to R5.
+_R0, _R1, _R2, _R3, _R6, _R7, _R8, _R9 = 0, 1, 2, 3, 6, 7, 8, 9
 
 _ADDRESS_FACTOR: Final = 0x61C88647
 _MIX_FACTORS: Final = (0x45D9F3B5, 0x2C1B3C6D)
@@ -24,6 +28,10 @@ _IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP, _UDP = 6, 17
 _FRAGMENT: Final = 0x3FFF  # more fragments, or an offset
 
+CREDITS: Final = 65536
+"""32-bit words in the map of credits, by flow hash: 0, all frames come; 1, none; 1 + n, n more."""
+CREDITS_BYTES: Final = 4 * CREDITS + 8
+"""Of the map: behind the words a count of 64 bits, frames dropped for want of credit."""
 DATA_DATAGRAM: Final = 4
 """Type byte of a data datagram (docs/protocol.md)."""
 LANE_OFFSET: Final = 8
@@ -62,15 +70,47 @@ class _Assembler:
 
 
 def tap_program() -> bytes:
-    """eBPF for TUNSETSTEERINGEBPF: hash over addresses and ports, over the MACs of what is neither IPv4 nor IPv6.
-
-    A fragment hashes by its addresses alone (its later pieces have no ports). A frame too short for a load ends the
-    program with 0, queue 0.
-    """
+    """eBPF for TUNSETSTEERINGEBPF: the queue of a frame is the hash of its flow."""
     a = _Assembler()
+    _flow_hash(a)
+    a.op(_EXIT)
+    return a.code()
+
+
+def credit_program(credits: int) -> bytes:
+    """eBPF for TUNSETFILTEREBPF: how many bytes of a frame may come: all, or none for want of credit, of which it takes
+    one. ``credits``: descriptor of the map."""
+    a = _Assembler()
+    _flow_hash(a)
+    a.op(_AND_K, _R0, imm=CREDITS - 1)
+    a.op(_LSH_K, _R0, imm=2)
+    a.op(_LD_IMM64, _R1, _MAP_VALUE, imm=credits)
+    a.op(0)
+    a.op(_ADD_X, _R1, _R0)
+    a.op(_LOAD_WORD, _R2, _R1)
+    a.op(_MOV_K, _R0, imm=-1)
+    a.op(_JEQ_K, _R2, jump="come", imm=0)
+    a.op(_JEQ_K, _R2, jump="spent", imm=1)
+    a.op(_MOV_K, _R3, imm=-1)
+    a.op(_ATOMIC_WORD, _R1, _R3)  # an add; two CPUs may share a last credit, which then is one less than none: 0
+    a.label("come")
+    a.op(_EXIT)
+    a.label("spent")
+    a.op(_LD_IMM64, _R1, _MAP_VALUE, imm=credits)
+    a.op(0, imm=4 * CREDITS)
+    a.op(_MOV_K, _R3, imm=1)
+    a.op(_ATOMIC_LONG, _R1, _R3)
+    a.op(_MOV_K, _R0, imm=0)
+    a.op(_EXIT)
+    return a.code()
+
+
+def _flow_hash(a: _Assembler) -> None:
+    """R0: hash over addresses and ports, over the MACs of what is neither IPv4 nor IPv6. A fragment hashes by its
+    addresses alone (its later pieces have no ports), and so does what is too short for ports."""
     a.op(_MOV_X, _R6, _R1)
-    a.op(0xB7, _R7)
-    a.op(0xB7, _R8)
+    a.op(_MOV_K, _R7)
+    a.op(_MOV_K, _R8)
     a.load(2, 12)
     a.op(_JEQ_K, _R0, jump="ipv4", imm=_IPV4)
     a.op(_JEQ_K, _R0, jump="ipv6", imm=_IPV6)
@@ -86,12 +126,12 @@ def tap_program() -> bytes:
     a.op(_ADD_X, _R0, _R8)
     a.op(_MUL_K, _R0, imm=_MIX_FACTORS[1])
     a.op(_RSH_K, _R0, imm=32)
-    a.op(_EXIT)
-    return a.code()
 
 
 def _ipv4(a: _Assembler) -> None:
     a.label("ipv4")
+    a.op(_LOAD_WORD, _R0, _R6)  # of the skb: its length
+    a.op(_JLT_K, _R0, jump="mix", imm=34)  # a load past the end would end the program, and the filter drop the frame
     for offset in (26, 30):
         a.load(4, offset)
         a.fold()
@@ -106,6 +146,9 @@ def _ipv4(a: _Assembler) -> None:
     a.op(_AND_K, _R0, imm=0x0F)
     a.op(_LSH_K, _R0, imm=2)
     a.op(_MOV_X, _R9, _R0)
+    a.op(_ADD_K, _R0, imm=14 + 4)
+    a.op(_LOAD_WORD, _R1, _R6)
+    a.op(_JGT_X, _R0, _R1, jump="mix")
     a.op(_MUL_K, _R7, imm=_ADDRESS_FACTOR)
     for offset in (14, 16):
         a.op(_LD_IND[2], src=_R9, imm=offset)
@@ -115,6 +158,8 @@ def _ipv4(a: _Assembler) -> None:
 
 def _ipv6(a: _Assembler) -> None:
     a.label("ipv6")
+    a.op(_LOAD_WORD, _R0, _R6)
+    a.op(_JLT_K, _R0, jump="mix", imm=54)
     for word in range(4):
         a.op(_MUL_K, _R7, imm=_ADDRESS_FACTOR)
         for base in (22, 38):
@@ -125,6 +170,8 @@ def _ipv6(a: _Assembler) -> None:
     a.op(_JEQ_K, _R0, jump="ports6", imm=_UDP)
     a.op(_JA, jump="mix")
     a.label("ports6")
+    a.op(_LOAD_WORD, _R0, _R6)
+    a.op(_JLT_K, _R0, jump="mix", imm=58)
     a.op(_MUL_K, _R7, imm=_ADDRESS_FACTOR)
     for offset in (54, 56):
         a.load(2, offset)
@@ -132,14 +179,7 @@ def _ipv6(a: _Assembler) -> None:
 
 
 def tap_hash(frame: bytes) -> int:
-    """What ``tap_program`` returns for a frame: the slow oracle."""
-    try:
-        return _hash(frame)
-    except struct.error:
-        return 0
-
-
-def _hash(frame: bytes) -> int:
+    """What ``tap_program`` returns for a frame of 14 bytes at least: the slow oracle."""
     xor, total = 0, 0
 
     def fold(size: int, offset: int) -> None:
@@ -153,22 +193,22 @@ def _hash(frame: bytes) -> int:
 
     ethertype = _load(frame, 2, 12)
     ports: int | None = None
-    if ethertype == _IPV4:
+    if ethertype == _IPV4 and len(frame) >= 34:
         fold(4, 26)
         fold(4, 30)
         if not _load(frame, 2, 20) & _FRAGMENT and _load(frame, 1, 23) in (_TCP, _UDP):
             ports = 14 + (_load(frame, 1, 14) & 0x0F) * 4
-    elif ethertype == _IPV6:
+    elif ethertype == _IPV6 and len(frame) >= 54:
         for word in range(4):
             spread()
             fold(4, 22 + 4 * word)
             fold(4, 38 + 4 * word)
         if _load(frame, 1, 20) in (_TCP, _UDP):
             ports = 54
-    else:
+    elif ethertype not in (_IPV4, _IPV6):
         for size, offset in ((4, 0), (4, 6), (2, 4), (2, 10)):
             fold(size, offset)
-    if ports is not None:
+    if ports is not None and ports + 4 <= len(frame):
         spread()
         fold(2, ports)
         fold(2, ports + 2)
@@ -176,8 +216,6 @@ def _hash(frame: bytes) -> int:
 
 
 def _load(frame: bytes, size: int, offset: int) -> int:
-    if offset + size > len(frame):
-        raise struct.error("past the end")
     return int.from_bytes(frame[offset : offset + size], "big")
 
 

@@ -3,7 +3,9 @@
 Called by the composition root (once per start) and the doctor. Hands out descriptors; who asked for them closes them.
 """
 
+import contextlib
 import errno
+import mmap
 import os
 import socket
 import struct
@@ -24,6 +26,7 @@ TUNSETOFFLOAD: Final = 0x400454D0
 TUNSETVNETHDRSZ: Final = 0x400454D8
 TUNSETCARRIER: Final = 0x400454E2
 TUNSETSTEERINGEBPF: Final = 0x800454E0
+TUNSETFILTEREBPF: Final = 0x800454E1
 _CSUM, _TSO4, _TSO6, _TSO_ECN, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
 _TSO: Final = _TSO4 | _TSO6 | _TSO_ECN
 _USO: Final = _USO4 | _USO6
@@ -33,7 +36,8 @@ _VNET_HDR_SHORT: Final = 10  # struct virtio_net_hdr, what a kernel gives that k
 
 @dataclass(frozen=True)
 class Tap:
-    """An open TAP. ``fds``: one per queue, in worker order. The flags say what the kernel gave."""
+    """An open TAP. ``fds``: one per queue, in worker order. ``credits``: the map that bounds flows (steering.CREDITS
+    words), None: this kernel bounds none. The flags say what the kernel gave."""
 
     name: str
     fds: tuple[int, ...]
@@ -42,6 +46,7 @@ class Tap:
     tso: bool
     uso: bool
     steering: bool
+    credits: mmap.mmap | None
 
 
 def make_tap(name: str) -> None:
@@ -61,7 +66,8 @@ def open_tap(name: str, queues: int, refuse: frozenset[str] = frozenset()) -> Ta
             _carrier(name, fds[0], False)
         vnet_hdr = min([_header(fd) for fd in fds])
         csum, tso, uso = _offload(fds[0], refuse)
-        return Tap(name, tuple(fds), vnet_hdr, csum, tso, uso, _steer(fds[0], refuse))
+        steering, credits = _steer(fds[0], refuse), _bound(fds[0], refuse)
+        return Tap(name, tuple(fds), vnet_hdr, csum, tso, uso, steering, credits)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -147,26 +153,34 @@ def _offload(fd: int, refuse: frozenset[str]) -> tuple[bool, bool, bool]:
 
 def _steer(fd: int, refuse: frozenset[str]) -> bool:
     """False: this kernel or its rules let us load no program; the writer then has to keep flows on their queue."""
-    if "bpf" in refuse:
-        _unsteer(fd)
-        return False
+    if "bpf" not in refuse:
+        with contextlib.suppress(OSError):
+            _attach(fd, TUNSETSTEERINGEBPF, bpf_driver.load_tap_program())
+            return True
+    _detach(fd, TUNSETSTEERINGEBPF)
+    return False
+
+
+def _bound(fd: int, refuse: frozenset[str]) -> mmap.mmap | None:
+    """None, as for steering: a flow that comes too fast then costs a read for each frame, and may fill the queue."""
+    if "bpf" not in refuse:
+        with contextlib.suppress(OSError):
+            program, credits = bpf_driver.load_credit_program()
+            _attach(fd, TUNSETFILTEREBPF, program)
+            return credits
+    _detach(fd, TUNSETFILTEREBPF)
+    return None
+
+
+def _attach(fd: int, request: int, program: int) -> None:
+    """The TAP keeps the program, we need its descriptor no more."""
     try:
-        program = bpf_driver.load_tap_program()
-    except OSError:
-        _unsteer(fd)
-        return False
-    try:
-        ioctl(fd, TUNSETSTEERINGEBPF, struct.pack("i", program))
-    except OSError:
-        return False
+        ioctl(fd, request, struct.pack("i", program))
     finally:
         os.close(program)
-    return True
 
 
-def _unsteer(fd: int) -> None:
+def _detach(fd: int, request: int) -> None:
     """A program of an earlier start outlives it with the device."""
-    try:
-        ioctl(fd, TUNSETSTEERINGEBPF, struct.pack("i", -1))
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        ioctl(fd, request, struct.pack("i", -1))

@@ -17,6 +17,7 @@ cdef extern from "native.h" nogil:
     uint32_t acquire32(const uint32_t *p)
     void release32(uint32_t *p, uint32_t v)
     uint32_t exchange32(uint32_t *p, uint32_t v)
+    void add32(uint32_t *p, uint32_t v)
     bint claim_ptr(void **p, void *v)  # store v where NULL was; False: another was first
     void full_fence()
     void cpu_relax()
