@@ -78,6 +78,7 @@ def endpoint_text(endpoint: Endpoint | None) -> str:
 class View:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._tap_dropped = 0
 
     def set_tokens(self, tokens: TokenSet) -> None:
         self._parts.tokens = tokens
@@ -301,8 +302,9 @@ class View:
 
     def drops(self) -> dict[str, int]:
         ours, kernel = self._parts.engine.drops(), kernel_driver.drops(self._parts.config.tap)
-        kernel["kernel_tap_queue"] -= ours["kernel_flow_credit"]  # the device counts both
-        return ours | kernel
+        # The device counts both, one a moment before the other: what is told must not go back.
+        self._tap_dropped = max(self._tap_dropped, kernel["kernel_tap_queue"] - ours["kernel_flow_credit"])
+        return ours | kernel | {"kernel_tap_queue": self._tap_dropped}
 
     def counters(self) -> dict[str, int]:
         mesh = self._parts.mesh.status()
