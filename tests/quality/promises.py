@@ -58,6 +58,7 @@ ELSEWHERE: Final = {
     "kubectl delete -f deploy/weave-router.yaml": "k3s/test_k3s.py::test_z_delete_leaves_pods_their_wiring",
     "weave-router reset": "cni/test_firewall.py::test_reset_takes_every_rule_back",
     "make demo-kubernetes": "Makefile::demo-kubernetes",
+    "make soak-kubernetes": "Makefile::soak-kubernetes",
     "make test-kubernetes": "Makefile::test-kubernetes",
     "make test-kubernetes CONFORMANCE=1": "Makefile::test-kubernetes",
     "weave-router status warnings": "kubernetes/test_z_uninstall.py::test_another_network_before_ours_is_named",
