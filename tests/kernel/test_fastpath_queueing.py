@@ -80,6 +80,8 @@ def credits(world: World) -> Iterator[mmap.mmap]:
     fcntl.ioctl(world.side.taps[0], tap_driver.TUNSETFILTEREBPF, struct.pack("i", program))
     os.close(program)
     yield words
+    world.engine.stop()
+    words.close()
     fcntl.ioctl(world.side.taps[0], tap_driver.TUNSETFILTEREBPF, struct.pack("i", -1))
 
 
@@ -110,9 +112,9 @@ def test_a_flow_that_overruns_us_is_bound_and_no_other(world: World, credits: mm
     """What came at once is served; then so much of it may be on its way, the rest costs no read; then it is free."""
     at, words = bind(world, credits), memoryview(credits).cast("I")
     assert words[at] == SPENT + CREDIT_FRAMES, "nothing waits, so all of its credit is there"
-    assert world.engine.drops()["kernel_flow_credit"] == 0
+    assert words[CREDITS] == 0
     world.put(*[plain(B, 60, i) for i in range(DEEP)], *[from_other(C, i) for i in range(DEEP)])
-    assert world.engine.drops()["kernel_flow_credit"] == DEEP - CREDIT_FRAMES
+    assert words[CREDITS] == DEEP - CREDIT_FRAMES
     assert words[at] == SPENT
     before = world.engine.drops()
     start_again(world, credits)
@@ -120,6 +122,9 @@ def test_a_flow_that_overruns_us_is_bound_and_no_other(world: World, credits: mm
     assert world.frames(count=CREDIT_FRAMES) == [plain(B, 60, i) for i in range(CREDIT_FRAMES)]
     assert world.frames(slot=3, count=DEEP) == [from_other(C, i) for i in range(DEEP)]
     assert world.dropped("queue", before) == 0
+    words[at] = SPENT
+    world.put(*[plain(B, 60, i) for i in range(3)])
+    assert world.engine.drops()["kernel_flow_credit"] == 3
 
 
 def test_a_bound_ends_whatever_became_of_the_frames(world: World, credits: mmap.mmap) -> None:

@@ -245,6 +245,7 @@ def test_a_flow_without_credit_does_not_come(host: Netns) -> None:
         for size in range(20, 60):
             short = (frame[:12] + ethertype + bytes(8) + b"\x06" + bytes(60))[:size]
             assert arrival(host, tap, short) == 0
+    words.release()
     tap_driver.close_tap(tap)
 
 

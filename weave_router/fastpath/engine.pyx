@@ -302,9 +302,9 @@ cdef class Engine:
             self.w[i].udp_fd = udp_fds[i]
             self.w[i].vnet_hdr = vnet_hdr
             self.w[i].stop = 0
-        self.credits, self.s.credits = credits, NULL
         if credits is not None:
-            words = credits
+            self.credits = memoryview(credits)  # it cannot be unmapped before stop()
+            words = self.credits
             words[:] = 0  # of an earlier start
             self.s.credits = <uint32_t *>&words[0]
         self.running = True
@@ -327,8 +327,8 @@ cdef class Engine:
         self._wake()
         for thread in self.threads:
             thread.join()
-        self.threads = []
-        self.running = False
+        self.threads, self.running = [], False
+        self.credits, self.s.credits = None, NULL
         self._reap()
 
     def events(self, int limit=512):

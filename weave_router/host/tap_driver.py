@@ -88,7 +88,9 @@ def set_carrier(tap: Tap, up: bool) -> None:
 
 
 def close_tap(tap: Tap) -> None:
-    """The device stays: local connectivity survives the router."""
+    """The device stays: local connectivity survives the router. Nobody may use the credits any more."""
+    if tap.credits is not None:
+        tap.credits.close()
     for fd in tap.fds:
         os.close(fd)
 
