@@ -10,7 +10,7 @@ The load is a 10 ms UDP stream of small and full-size datagrams, whose gaps are 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ from lab.router import wait_for, wait_ping
 Result = dict[str, Any]
 UDP_GAP_MAX_MS = 2500
 TCP_GAP_MAX_MS = 3500
-LOAD_BEFORE = 1.0
+LOAD_FRAMES = 100  # about a second of it
 LOAD_SECONDS = 8.0
 FULL_V4 = 1368 - 28
 FULL_V6 = 1368 - 48
@@ -55,15 +55,22 @@ def check_tcp(got: Result, most_ms: float) -> None:
     assert got["gap_ms"] <= most_ms, got
 
 
+def wait_for_load(routers: Sequence[Router]) -> None:
+    """Until each has sent so much of it that the streams run."""
+    before = [data_packets(router, "tx") for router in routers]
+    wait_for("the load to run", lambda: all(
+        data_packets(router, "tx") - sent >= LOAD_FRAMES for router, sent in zip(routers, before, strict=True)))
+
+
 def black_hole(family: str) -> None:
     with Lab() as lab:
         switches = [lab.switch(nic=Nic.BARE) for _ in range(2)]
         gateway = lab.gateway("gateway", *switches)
         hosts = [lab.host(label, switch) for label, switch in zip(("h1", "h2"), switches, strict=True)]
-        _, (a1, b1, a2, b2) = start_cluster(lab, hosts, pods=2, family=family)
+        routers, (a1, b1, a2, b2) = start_cluster(lab, hosts, pods=2, family=family)
         streams = [stream(lab, a1, a2, "v4"), stream(lab, b2, b1, "v6")]
         tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50, timeout=LOAD_SECONDS + 10)
-        time.sleep(LOAD_BEFORE)
+        wait_for_load(routers)
         gateway.block_icmp()
         gateway.lower_mtu(1300)
         check_tcp(tcp(), TCP_GAP_MAX_MS)
@@ -91,7 +98,7 @@ def restart() -> None:
         across = [stream(lab, a1, a2, "v4"), stream(lab, b2, b1, "v6")]
         beside = stream(lab, a2, b2, "v4")
         tcp = lab.traffic.tcp(b1, b2, b2.v4, seconds=LOAD_SECONDS, rate=50, timeout=LOAD_SECONDS + 10)
-        time.sleep(LOAD_BEFORE)
+        wait_for_load(routers)
         routers[1].kill()
         routers[1].launch()
         inside = beside()

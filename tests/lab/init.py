@@ -10,17 +10,13 @@ mount namespace may have its own view. Called by tests of the unit.
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from .machine import remove_cgroups
-from .namespace import LabError, environment, kill_process, run
-from .network import Host
+from .machine import Booted
+from .namespace import LabError, environment, run
 from .router import wait_for
 from .tools import ROOT
 
@@ -75,24 +71,8 @@ def missing() -> str:
     return f"no cgroup hierarchy of version 1 for {', '.join(lacking)}" if lacking else ""
 
 
-class InitHost:
+class InitHost(Booted):
     """``with InitHost(host) as machine:``. Its router's sockets are under ``run_dir`` for everybody."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self._process: subprocess.Popen[str] | None = None
-        self._init = 0
-
-    def __enter__(self) -> InitHost:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _start(self) -> None:
         folder = self.host.directory / "root"
@@ -117,14 +97,6 @@ class InitHost:
             return False
         self._init = int(children[0])
         return self.systemctl("is-system-running", check=False) == "running"
-
-    def close(self) -> None:
-        if self._init:
-            with suppress(ProcessLookupError):
-                os.kill(self._init, signal.SIGKILL)
-        if self._process is not None:
-            kill_process(self._process)
-        wait_for(f"the cgroups of {self.host.label} to be empty", lambda: remove_cgroups(self.host.name))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from .image import NAME as IMAGE
 from .image import write_image
@@ -74,26 +74,17 @@ runroot = "/run/containers\""""
 _serials = itertools.count(1)
 
 
-class Machine:
-    """``with Machine(router) as machine:``. Container names are unique on the machine, not in the lab."""
+class Booted:
+    """A context in which a first process of its own runs; it ends with it, and with a start that fails."""
 
-    def __init__(self, router: Router) -> None:
-        self.router = router
-        self.host: Host = router.host
-        self.name = self.host.name  # containerd's namespace, and so the cgroup of all containers here
-        self.log_path = self.host.directory / "containerd.log"
+    def __init__(self, host: Host) -> None:
+        self.host = host
         self._process: subprocess.Popen[str] | None = None
         self._init = 0
 
-    # -- begin and end ----------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Machine:
-        for program in ("containerd", "ctr", "runc", "podman", "conmon"):
-            if shutil.which(program) is None:
-                raise LabError(f"no {program} here: `.ci/packages clients` installs what the tests need")
+    def __enter__(self) -> Self:
         try:
             self._start()
-            self._load_image()
         except BaseException:
             self.close()
             raise
@@ -103,6 +94,31 @@ class Machine:
         self.close()
 
     def _start(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """The first process inside takes all others with it."""
+        if self._init:
+            with suppress(ProcessLookupError):
+                os.kill(self._init, signal.SIGKILL)
+        if self._process is not None:
+            kill_process(self._process)
+        wait_for(f"the cgroups of {self.host.label} to be empty", lambda: remove_cgroups(self.host.name))
+
+
+class Machine(Booted):
+    """``with Machine(router) as machine:``. Container names are unique on the machine, not in the lab."""
+
+    def __init__(self, router: Router) -> None:
+        super().__init__(router.host)
+        self.router = router
+        self.name = self.host.name  # containerd's namespace, and so the cgroup of all containers here
+        self.log_path = self.host.directory / "containerd.log"
+
+    def _start(self) -> None:
+        for program in ("containerd", "ctr", "runc", "podman", "conmon"):
+            if shutil.which(program) is None:
+                raise LabError(f"no {program} here: `.ci/packages clients` installs what the tests need")
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         texts = {name: globals()[name] for name in ("CONTAINERD_TOML", "CONTAINERS_TOML", "STORAGE_TOML")}
         with self.log_path.open("w") as log:
@@ -111,6 +127,7 @@ class Machine:
                 stdout=log, stderr=subprocess.STDOUT, text=True, env=environment(texts), start_new_session=True,
             )  # fmt: skip
         wait_for(f"containerd on {self.host.label}: see {self.log_path}", self._answers)
+        self._load_image()
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -128,15 +145,6 @@ class Machine:
         self.ctr("images", "import", str(archive))
         self.run(["podman", "load", "--quiet", "--input", str(archive)])
         archive.unlink()
-
-    def close(self) -> None:
-        """The first process inside takes all others with it."""
-        if self._init:
-            with suppress(ProcessLookupError):
-                os.kill(self._init, signal.SIGKILL)
-        if self._process is not None:
-            kill_process(self._process)
-        wait_for(f"the cgroups of {self.host.label} to be empty", lambda: remove_cgroups(self.name))
 
     # -- commands inside --------------------------------------------------------------------------------------------
 

@@ -27,8 +27,7 @@ async def ask(thread: ThreadPoolExecutor, work: Work, count: int) -> list[object
     thread.submit(busy.wait)
     together: Together[int, int] = Together(thread, work)
     asked = [asyncio.ensure_future(together(number)) for number in range(count)]
-    await asyncio.sleep(0)
-    busy.set()
+    asyncio.get_running_loop().call_soon(busy.set)  # behind their first steps
     return await asyncio.gather(*asked, return_exceptions=True)
 
 
@@ -61,7 +60,6 @@ async def test_who_went_away_harms_nobody(thread: ThreadPoolExecutor) -> None:
     thread.submit(busy.wait)
     together: Together[int, int] = Together(thread, lambda numbers: numbers)
     gone, stays = (asyncio.ensure_future(together(number)) for number in (1, 2))
-    await asyncio.sleep(0)
-    gone.cancel()
-    busy.set()
+    for step in (gone.cancel, busy.set):  # behind their first steps
+        asyncio.get_running_loop().call_soon(step)
     assert await stays == 2 and gone.cancelled()

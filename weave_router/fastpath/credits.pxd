@@ -10,7 +10,7 @@ from weave_router.fastpath.includes.native cimport add32, release32
 
 cdef enum:
     CREDITS = 65536  # words in the map, by flow hash; a power of two
-    CREDITS_BYTES = 262152  # behind them, 64 bits: frames dropped for want of credit
+    CREDITS_BYTES = CREDITS * 4 + 8  # behind them, 64 bits: frames dropped for want of credit
     UNBOUND = 0  # a word: all frames come,
     SPENT = 1  # none more, SPENT + n: n more
     BIND_FRAMES = 512  # more than bursts have, less than the kernel's queue holds
