@@ -5,11 +5,14 @@ The plain one has a list per flow and no arena. Costs, turns and victims are RFC
 """
 
 import random
+from array import array
 from dataclasses import dataclass, field
 
 from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, VICTIM_FRAMES, Queues
+from weave_router.host.steering import CREDITS
 
 SMALL, SUPER = 64, 60_000
+SPENT, CREDIT_FRAMES = 1, 256
 FRAME_WEIGHT = 1536
 
 
@@ -163,3 +166,25 @@ def test_many_flows_of_one_pod_buy_no_more_than_one() -> None:
             spent[source] += size + FRAME_COST
             waiting[source] -= 1
     assert 0.45 < spent[1] / (spent[1] + spent[2]) < 0.55, spent
+
+
+def test_a_flow_in_company_is_bound_and_each_frame_that_leaves_lets_one_come() -> None:
+    """A word: 0, all come; 1, none; 1 + n, n more. Taken by the kernel's program, whose part the test plays."""
+    words, flow = array("I", bytes(4 * CREDITS)), 8
+    queues = Queues()
+    queues.use_credits(words, now=1_000_000_000)
+    for number in range(600):
+        assert queues.put(number, SMALL, flow, source=1) == []
+    assert words[flow] == 0, "alone it may fill the queue"
+    assert queues.put(600, SMALL, flow=16, source=2) == []
+    assert queues.put(601, SMALL, flow, source=1) == []
+    assert words[flow] == SPENT and words[16] == 0
+    for _ in range(590):
+        assert queues.take() is not None
+    waiting = queues.waiting[0]
+    assert words[flow] == SPENT + CREDIT_FRAMES - waiting, "none for those that were here when it was bound"
+    words[flow] = SPENT + 20  # frames that went straight through, or fell from a full queue, took credit and left none
+    while queues.take() is not None:
+        pass
+    assert words[flow] == SPENT + CREDIT_FRAMES, "nothing waits, so all of it is there"
+    assert words[16] == 0

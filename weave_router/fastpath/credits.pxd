@@ -97,7 +97,8 @@ cdef inline void credit_left(Credits *c, FlowCredit *it) noexcept nogil:
 
 
 cdef inline void credit_end(Credits *c, FlowCredit *it) noexcept nogil:
-    """Nothing of the flow waits: all of its credit is there again. It heals what the kernel's full queue took."""
+    """Nothing of the flow waits: all of its credit is there again, also what frames took that went straight through or
+    that the kernel's full queue dropped."""
     if is_bound(c, it):
         release32(&c.words[it.index], SPENT + CREDIT_FRAMES)
 

@@ -1,5 +1,6 @@
 """Inner functions of the fast path, for tests only."""
 
+from array import array
 from typing import Final, NamedTuple
 
 WINDOW_SIZE: Final[int]
@@ -26,6 +27,8 @@ class Queues:
     waiting: tuple[int, int, int]
     """(frames, bytes, weight)"""
 
+    def use_credits(self, words: array[int], now: int) -> None:
+        """Bind flows by these words, as many as the kernel's map has, from ``now`` on (ns)."""
     def put(self, number: int, size: int, flow: int, source: int) -> list[int] | None:
         """Numbers of the frames that gave way for this one; None: the arena has no room for a frame now."""
     def take(self) -> int | None: ...

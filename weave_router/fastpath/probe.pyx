@@ -18,6 +18,7 @@ from weave_router.fastpath.frame cimport (
     seed_checksum,
 )
 from weave_router.fastpath.includes.native cimport acquire64, csum_fold, csum_partial
+from weave_router.fastpath.credits cimport CREDITS, credits_sweep
 from weave_router.fastpath.queues cimport (
     FRAME_COST as C_FRAME_COST,
     QUANTUM as C_QUANTUM,
@@ -33,6 +34,7 @@ from weave_router.fastpath.queues cimport (
     queue_release,
     queue_take,
     queue_victim,
+    queues_credits,
     queue_weight,
     queues_init,
 )
@@ -73,6 +75,7 @@ cdef class Window:
 cdef class Queues:
     """Frames are numbers here; what waits lies in the arena as in a worker."""
     cdef CQueues *q
+    cdef object words
 
     def __cinit__(self):
         self.q = <CQueues *>calloc(1, sizeof(CQueues))
@@ -82,6 +85,14 @@ cdef class Queues:
 
     def __dealloc__(self):
         free(self.q)
+
+    def use_credits(self, object words, uint64_t now):
+        cdef uint32_t[::1] view = words
+        if len(words) < CREDITS:
+            raise ValueError(f"{CREDITS} words")
+        self.words = words
+        queues_credits(self.q, &view[0])
+        credits_sweep(&self.q.credits, now)
 
     def put(self, uint32_t number, uint32_t size, uint32_t flow, uint32_t source):
         """Numbers of the frames that gave way; None: the arena is full."""
