@@ -46,8 +46,7 @@ async def test_an_heir_gets_the_estate_and_then_the_lock(tmp_path: Path, tap: st
     estate = bytes(3 << 20)
     with ThreadPoolExecutor(2) as threads:
         waiting: Future[Turn] = threads.submit(await_turn, tmp_path, tap, wait=WAIT)
-        await until(lambda: heirs.waiting)
-        assert await asyncio.to_thread(probe, tmp_path) == handover.frame({})
+        await until(lambda: heirs.waiting and probe(tmp_path) == handover.frame({}))  # it connects, then it answers
         left = asyncio.create_task(heirs.bequeath(estate))
         turn = await asyncio.wrap_future(waiting)
         assert turn.estate == estate and not left.done()  # it forwards until the heir says so
