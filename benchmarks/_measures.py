@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ STEPS: Final = 6
 """Halvings of the search for the highest clean rate: within 2 % of it."""
 ROUND_TRIPS: Final = 20_000
 PINGS_LOADED: Final = 500
+SILENCE: Final = 1.2  # seconds
 CLOCK: Final = os.sysconf("SC_CLK_TCK")
 
 Figures = dict[str, float]
@@ -114,9 +116,10 @@ def udp_clean(lab: Lab, name: str, size: int, seconds: float) -> Measure:
 
 
 def rtt(lab: Lab, name: str, *, pinned: bool) -> Measure:
-    """Ping-pong as fast as it goes, with nothing beside it."""
+    """Ping-pong as fast as it goes, with nothing beside it or before: who had to wait is real time for a second."""
 
     def measure(way: Way) -> Figures:
+        time.sleep(SILENCE)
         with ExitStack() as stack:
             if pinned:
                 stack.enter_context(awake_cpus())

@@ -77,6 +77,7 @@ class LaunchConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Empty in Kubernetes alone: the token is in the Secret."""
     plaintext: bool = False
     workers: int = 0
+    no_realtime: bool = False
     no_masq_local: bool = False
     hairpin: str = "auto"
     bridge_netfilter: str = "auto"
@@ -427,6 +428,7 @@ OPTIONS: Final = (
     Option("plaintext", _switch, "Do not encrypt the frames of pods; both ends must say so."),
     Option("workers", _number(1, limits.WORKERS_MAX, "chosen from the number of CPUs"),
            "Threads of the fast path [default: by the number of CPUs].", "N"),
+    Option("no-realtime", _switch, "Workers stay ordinary threads, also where they have to wait for a CPU."),
     Option("no-masq-local", _switch, "Towards this node's own pods the host keeps its source address."),
     Option("hairpin", _tristate, "Whether a pod reaches itself through its own port [default: auto, where bridge "
            "netfilter is on].", "auto|on|off"),

@@ -179,6 +179,10 @@ class Side:
     def drops(self) -> dict[str, int]:
         return {name: count for name, count in self.engine.drops().items() if count}
 
+    def queued(self) -> int:
+        """Bytes that wait to be sealed."""
+        return sum(state.queue_bytes for state in self.engine.worker_states())
+
     def close(self) -> None:
         self.engine.stop()
         for tap in self.taps:
@@ -222,7 +226,7 @@ class Pair:
         found: list[bytes] = []
         for _ in range(3):  # the first may pass what waits in other flows, and joined frames are written behind what
             self._marker(found, timeout)  # follows them in one burst: the second's burst may be theirs, the third's not
-            wait_for(lambda: not any(self.left.engine.queue_depths()))
+            wait_for(lambda: not self.left.queued())
         return found
 
     def _marker(self, found: list[bytes], timeout: float) -> None:

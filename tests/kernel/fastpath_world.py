@@ -63,7 +63,7 @@ class World:
         for _ in range(2):  # the first may pass what waits in other flows
             self.put(ethernet(mac(BLOCKS[slot] + 1), mac(A), 0x88B5, bytes(40)))
             assert self.frames(slot)[0][12:14] == b"\x88\xb5"
-            wait_for(lambda: not any(self.engine.queue_depths()))
+            wait_for(lambda: not self.side.queued())
 
     def dropped(self, name: str, before: dict[str, int]) -> int:
         return self.engine.drops()[name] - before[name]
@@ -129,8 +129,9 @@ def use(world: World, slot: int = 2) -> None:
     world.engine.session_use(slot, world.index(slot))
 
 
-def start_again(world: World, credits: mmap.mmap | None = None) -> None:
+def start_again(world: World, credits: mmap.mmap | None = None, *, realtime: float = 0) -> None:
     """As after stop(): what was sent meanwhile waits in the TAP and comes as one burst."""
     side = world.side
     sockets = [s.fileno() for s in side.sockets]
-    side.engine.start(side.taps, sockets, vnet_hdr=12, tap_csum=True, tap_tso=True, tap_uso=True, credits=credits)
+    side.engine.start(side.taps, sockets, vnet_hdr=12, tap_csum=True, tap_tso=True, tap_uso=True, credits=credits,
+                      realtime=realtime)  # fmt: skip

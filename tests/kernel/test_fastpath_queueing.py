@@ -57,7 +57,7 @@ def test_the_longest_flow_gives_way_and_is_counted(world: World) -> None:
             world.put(from_other(C, i))
     start_again(world)
     assert world.frames(slot=3, count=MANY // 50) == [from_other(C, i) for i in range(0, MANY, 50)]
-    wait_for(lambda: not any(world.engine.queue_depths()))
+    wait_for(lambda: not world.side.queued())
     lost = world.dropped("queue", before)
     assert 40 < lost < MANY - 100, "4 MB wait, what is above it does not"
     wait_for(lambda: world.engine.counters()["frames_in"] - read["frames_in"] + lost == MANY + MANY // 50)
@@ -93,7 +93,7 @@ def overrun(world: World, credits: mmap.mmap) -> None:
     start_again(world, credits)
     assert world.frames(count=DEEP) == blast
     assert world.frames(slot=3) == [from_other(C, 0)]
-    wait_for(lambda: not any(world.engine.queue_depths()))
+    wait_for(lambda: not world.side.queued())
 
 
 def bind(world: World, credits: mmap.mmap) -> int:

@@ -34,7 +34,7 @@ def test_the_pod_asks_for_little(cluster: Cluster) -> None:
     spec = manifest(cluster)[-1]["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     rights = container["securityContext"]
-    assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "DAC_OVERRIDE"]}
+    assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYS_NICE", "DAC_OVERRIDE"]}
     assert not rights["privileged"] and not rights["allowPrivilegeEscalation"] and rights["readOnlyRootFilesystem"]
     assert "ports" not in container and "hostPID" not in spec and "initContainers" not in spec
     assert all("mountPropagation" not in mount for mount in container["volumeMounts"])

@@ -62,7 +62,7 @@ PEERS = (
     ),
 )  # fmt: skip
 WORKER = schema.Worker(
-    index=0, bundle_fill=1.5, segments_per_send=31.25, segments_per_receive=12.0, queue_depth=4096,
+    index=0, bundle_fill=1.5, segments_per_send=31.25, segments_per_receive=12.0, queue_depth=4096, realtime=True,
     counters={"frames_in": 10, "frames_out": 20, "flooded": 0},
 )  # fmt: skip
 TOKENS = schema.Tokens(

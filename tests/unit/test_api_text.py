@@ -118,8 +118,8 @@ def test_ipam_and_attachments(report) -> None:
 
 def test_workers_show_the_three_figures_and_only_counters_that_moved(report) -> None:
     assert [line.split() for line in text.render(report, "workers", NOW).splitlines()] == [
-        ["WORKER", "BUNDLE", "FILL", "SEGS/SEND", "SEGS/RECEIVE", "SEGS/WRITE", "QUEUE"],
-        ["0", "1.50", "31.25", "12.00", "-", "4KiB"],
+        ["WORKER", "BUNDLE", "FILL", "SEGS/SEND", "SEGS/RECEIVE", "SEGS/WRITE", "QUEUE", "CLASS"],
+        ["0", "1.50", "31.25", "12.00", "-", "4KiB", "realtime"],
         [],
         ["COUNTER", "WORKER", "0"],
         ["frames_in", "10"],

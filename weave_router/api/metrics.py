@@ -153,15 +153,18 @@ def _addresses(ipam: schema.Ipam) -> Iterator[Metric]:
 
 def _workers(workers: tuple[schema.Worker, ...]) -> Iterator[Metric]:
     depth = GaugeMetricFamily("weave_router_worker_queue_bytes", "Bytes read ahead and parked.", labels=("worker",))
+    realtime = GaugeMetricFamily("weave_router_worker_realtime", "1 while a real-time thread.", labels=("worker",))
     families: dict[str, CounterMetricFamily] = {}
     for worker in workers:
         depth.add_metric([str(worker.index)], worker.queue_depth)
+        realtime.add_metric([str(worker.index)], worker.realtime)
         for name, count in worker.counters.items():
             if name not in families:
                 full_name = f"weave_router_worker_{_name(name)}"
                 families[name] = CounterMetricFamily(full_name, f"Count of {name}.", labels=("worker",))
             families[name].add_metric([str(worker.index)], count)
     yield depth
+    yield realtime
     yield from families.values()
 
 

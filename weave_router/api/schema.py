@@ -273,6 +273,8 @@ class Worker(_Struct, frozen=True, kw_only=True):
     segments_per_write: float | None = None
     queue_depth: int = 0
     """Bytes read ahead and parked."""
+    realtime: bool = False
+    """Whether it is ahead of ordinary threads now, which it asks for when it has to wait for a CPU."""
     counters: dict[str, int] = {}
 
 

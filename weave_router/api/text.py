@@ -319,11 +319,12 @@ def attachments(report: StatusReport, now: float) -> str:
 
 def workers(report: StatusReport, now: float) -> str:
     """The three figures, then every counter that moved, per worker."""
-    heads = ("WORKER", "BUNDLE FILL", "SEGS/SEND", "SEGS/RECEIVE", "SEGS/WRITE", "QUEUE")
+    heads = ("WORKER", "BUNDLE FILL", "SEGS/SEND", "SEGS/RECEIVE", "SEGS/WRITE", "QUEUE", "CLASS")
     rows = [
         (
             str(worker.index), _figure(worker.bundle_fill), _figure(worker.segments_per_send),
             _figure(worker.segments_per_receive), _figure(worker.segments_per_write), size(worker.queue_depth),
+            "realtime" if worker.realtime else "ordinary",
         )
         for worker in report.workers
     ]  # fmt: skip

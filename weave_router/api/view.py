@@ -295,9 +295,9 @@ class View:
                 segments_per_send=_ratio(c["datagrams_sent"], c["sends"]),
                 segments_per_receive=_ratio(c["datagrams_received"], c["receives"]),
                 segments_per_write=_ratio(c["frames_out"], c["tap_writes"] - _made_here(c)),
-                queue_depth=depth,
+                queue_depth=state.queue_bytes, realtime=state.realtime,
             )
-            for index, (c, depth) in enumerate(zip(engine.worker_counters(), engine.queue_depths(), strict=True))
+            for index, (c, state) in enumerate(zip(engine.worker_counters(), engine.worker_states(), strict=True))
         )
 
     def drops(self) -> dict[str, int]:

@@ -31,6 +31,7 @@ cdef enum Counter:
     C_WAKEUPS
     C_EVENTS_LOST
     C_QUEUED  # frames that were read ahead of their turn
+    C_REALTIME_SPENT  # times that a worker had used its share and left the real-time class
     C_COUNT
 
 cdef enum Drop:

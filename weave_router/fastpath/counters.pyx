@@ -6,7 +6,7 @@ COUNTERS = (
     "datagram_bytes_sent", "datagrams_received", "datagram_bytes_received", "sends", "receives", "segments_cut",
     "segments_joined", "bundles", "bundled_frames", "fragmented", "fragments_sent", "reassembled", "arp_answered",
     "nd_answered", "flooded", "parked", "control_sent", "control_received", "mss_clamped", "too_big_sent",
-    "checksums_completed", "wakeups", "events_lost", "queued",
+    "checksums_completed", "wakeups", "events_lost", "queued", "realtime_spent",
 )
 
 DROP_REASONS = (

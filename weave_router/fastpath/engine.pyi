@@ -43,6 +43,12 @@ EV_GSO_OFF: Final[int]  # (kind, slot: int, errno: int); UDP_SEGMENT refused the
 EV_ANNOUNCE: Final[int]  # (kind, number: int, mac: bytes); gratuitous ARP or unsolicited NA of another MAC
 EV_GROUP: Final[int]  # (kind, mac: bytes, joined: bool); IGMP or MLD report / leave heard locally
 
+class WorkerState(NamedTuple):
+    """queue_bytes: read from its TAP queue and not yet begun to be sealed; realtime: its class, see scheduling.pxd."""
+
+    queue_bytes: int
+    realtime: bool
+
 class SessionFigures(NamedTuple):
     """tx_packets, tx_bytes, rx_packets, rx_bytes, last_tx_ns, last_rx_ns (CLOCK_BOOTTIME ns, 0 = never),
     first_unanswered_ns (data sent with nothing authenticated since, 0 = none), rx_failed (tag or replay failures),
@@ -73,10 +79,11 @@ class Engine:
 
     # -- start and stop -----------------------------------------------------------------------------------------
     def start(self, tap_fds: Sequence[int], udp_fds: Sequence[int], *, vnet_hdr: int, tap_csum: bool, tap_tso: bool,
-              tap_uso: bool, steered: bool = ..., credits: mmap.mmap | None = ...) -> None:
+              tap_uso: bool, steered: bool = ..., credits: mmap.mmap | None = ..., realtime: float = ...) -> None:
         """Borrow the descriptors (one of each per worker) and start the workers. ``vnet_hdr``: 10 or 12.
         ``steered``: a program keeps flows on their TAP queue; else they are written through the one they come from.
-        ``credits``: the map of the program that bounds flows (host/steering.py); None: there is none."""
+        ``credits``: the map of the program that bounds flows (host/steering.py); None: there is none.
+        ``realtime``: part of a CPU that each worker may take ahead of ordinary threads; 0: none."""
     def stop(self) -> None:
         """Stop and join the workers; descriptors stay open and are the caller's. Idempotent."""
     def events(self, limit: int = ...) -> list[tuple[object, ...]]: ...
@@ -125,8 +132,7 @@ class Engine:
     def counters(self) -> dict[str, int]:
         """Sums over all workers: frames_in, frames_out, ... (names in fastpath/counters.pxd)."""
     def worker_counters(self) -> list[dict[str, int]]: ...
-    def queue_depths(self) -> list[int]:
-        """Bytes that each worker has read from its TAP queue and not yet begun to seal."""
+    def worker_states(self) -> list[WorkerState]: ...
     def drops(self) -> dict[str, int]:
         """Counted drops by reason, sums over all workers."""
     def stations(self) -> list[tuple[bytes, int, int]]:

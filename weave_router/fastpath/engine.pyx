@@ -20,6 +20,7 @@ from weave_router.fastpath.figures cimport (
     counters_sum,
     drops_of,
     session_figures_of,
+    state_of,
     stations_of,
     trace_of,
 )
@@ -42,7 +43,6 @@ from weave_router.fastpath.includes.native cimport (
     full_fence,
     release32,
     release64,
-    relaxed64,
     release_ptr,
     spin_lock,
     spin_unlock,
@@ -111,7 +111,7 @@ from weave_router.fastpath.aead import CIPHERS as _CIPHERS
 from weave_router.fastpath.aead import CIPHERS_OPENSSL
 from weave_router.fastpath.counters import COUNTERS as _COUNTERS
 from weave_router.fastpath.counters import DROP_REASONS as _DROP_REASONS
-from weave_router.fastpath.figures import SessionFigures as _SessionFigures
+from weave_router.fastpath.figures import SessionFigures as _SessionFigures, WorkerState as _WorkerState
 from weave_router.limits import REKEY_BYTES, REKEY_PACKETS, STATION_HOLD_SECONDS, STATION_SECONDS
 
 SUITE_AESGCM, SUITE_CHACHAPOLY = 1, 2
@@ -121,10 +121,10 @@ SESSION_PLAINTEXT, SESSION_MAY_SEND = SESSION_PLAINTEXT_, SESSION_MAY_SEND_
 PATH_NO_GSO = PATH_NO_GSO_
 EV_HANDSHAKE, EV_VERSION, EV_TOKEN, EV_CONTROL = EV_HANDSHAKE_, EV_VERSION_, EV_TOKEN_, EV_CONTROL_
 EV_NEED_SESSION, EV_CONFIRMED, EV_CANDIDATE = EV_NEED_SESSION_, EV_CONFIRMED_, EV_CANDIDATE_
-EV_REKEY, EV_PATH_ERROR, EV_GSO_OFF = EV_REKEY_, EV_PATH_ERROR_, EV_GSO_OFF_
-EV_ANNOUNCE, EV_GROUP = EV_ANNOUNCE_, EV_GROUP_
+EV_REKEY, EV_PATH_ERROR, EV_GSO_OFF, EV_ANNOUNCE, EV_GROUP = EV_REKEY_, EV_PATH_ERROR_, EV_GSO_OFF_, EV_ANNOUNCE_, EV_GROUP_
 CIPHERS = dict(_CIPHERS)
-COUNTERS, DROP_REASONS, SessionFigures = _COUNTERS, _DROP_REASONS, _SessionFigures
+COUNTERS, DROP_REASONS, SessionFigures, WorkerState = _COUNTERS, _DROP_REASONS, _SessionFigures, _WorkerState
+
 
 cdef void session_free(Session *s) noexcept:
     cdef int i
@@ -279,7 +279,7 @@ cdef class Engine:
     # -- start and stop -------------------------------------------------------------------------------------------
 
     def start(self, object tap_fds, object udp_fds, *, int vnet_hdr, bint tap_csum, bint tap_tso, bint tap_uso,
-              bint steered=True, object credits=None):
+              bint steered=True, object credits=None, double realtime=0):
         cdef int i
         cdef uint8_t[::1] words
         if self.running:
@@ -295,11 +295,10 @@ cdef class Engine:
         self.s.tap_tso = tap_tso and tap_csum
         self.s.tap_uso = tap_uso and tap_csum
         self.s.steer_by_write = not steered
+        self.s.realtime_share = <int>(realtime * 1024)
         for i in range(self.workers):
-            self.s.tap_fds[i] = tap_fds[i]
-            self.s.udp_fds[i] = udp_fds[i]
-            self.w[i].tap_fd = tap_fds[i]
-            self.w[i].udp_fd = udp_fds[i]
+            self.s.tap_fds[i] = self.w[i].tap_fd = tap_fds[i]
+            self.s.udp_fds[i] = self.w[i].udp_fd = udp_fds[i]
             self.w[i].vnet_hdr = vnet_hdr
             self.w[i].stop = 0
         if credits is not None:
@@ -674,8 +673,8 @@ cdef class Engine:
     def counters(self):
         return counters_sum(self.worker_counters()) | {"commands_lost": self.commands_lost}
 
-    def queue_depths(self):
-        return [relaxed64(&self.w[i].queues.bytes) for i in range(self.workers)]
+    def worker_states(self):
+        return [state_of(self.w[i]) for i in range(self.workers)]
 
     def drops(self):
         return drops_of(self.s, self.w, self.workers)

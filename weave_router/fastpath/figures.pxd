@@ -3,6 +3,7 @@ from weave_router.fastpath.state cimport Capture, Session, Shared, Worker
 
 cdef dict counters_of(const Worker *w)
 cdef dict counters_sum(list each)
+cdef object state_of(const Worker *w)
 cdef dict drops_of(const Shared *s, Worker **workers, int n)
 cdef object session_figures_of(const Session *it, int workers)
 cdef list stations_of(Shared *s)

@@ -20,9 +20,15 @@ SessionFigures = namedtuple("SessionFigures", (
     "unanswered_rx_ns",
 ))
 
+WorkerState = namedtuple("WorkerState", ("queue_bytes", "realtime"))
+
 
 cdef dict counters_of(const Worker *w):
     return {COUNTERS[j]: relaxed64(&w.counters[j]) for j in range(<int>C_COUNT)}
+
+
+cdef object state_of(const Worker *w):
+    return WorkerState(relaxed64(&w.queues.bytes), w.scheduling.realtime != 0)
 
 
 cdef dict counters_sum(list each):

@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 static inline uint16_t load_be16(const uint8_t *p) { uint16_t v; memcpy(&v, p, 2); return __builtin_bswap16(v); }
 static inline uint32_t load_be32(const uint8_t *p) { uint32_t v; memcpy(&v, p, 4); return __builtin_bswap32(v); }
@@ -40,10 +41,17 @@ static inline int claim_ptr(void **p, void *v) {
 }
 static inline void full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
+#define SPINS 256
+/* The holder may be an ordinary thread that a real-time worker keeps from its CPU: after some microseconds let it run. */
 static inline void spin_lock(uint32_t *l) {
+    unsigned tries = 0;
     while (__atomic_exchange_n(l, 1, __ATOMIC_ACQUIRE))
-        while (__atomic_load_n(l, __ATOMIC_RELAXED))
-            cpu_relax();
+        while (__atomic_load_n(l, __ATOMIC_RELAXED)) {
+            if (++tries % SPINS)
+                cpu_relax();
+            else
+                nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+        }
 }
 static inline void spin_unlock(uint32_t *l) { __atomic_store_n(l, 0, __ATOMIC_RELEASE); }
 

@@ -33,6 +33,11 @@ class Queues:
         """Numbers of the frames that gave way for this one; None: the arena has no room for a frame now."""
     def take(self) -> int | None: ...
 
+class Lock:
+    def hold(self, ns: int) -> None:
+        """Take it, be busy for so long a CPU time, and let it go; without the GIL."""
+    def held(self) -> bool: ...
+
 class Window:
     def accept(self, counter: int) -> bool: ...
     def accept_all(self, first: int, end: int) -> int:

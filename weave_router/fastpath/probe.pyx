@@ -17,7 +17,8 @@ from weave_router.fastpath.frame cimport (
     parse_untrusted as c_parse_untrusted,
     seed_checksum,
 )
-from weave_router.fastpath.includes.native cimport acquire64, csum_fold, csum_partial
+from weave_router.fastpath.includes.linux cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from weave_router.fastpath.includes.native cimport acquire32, acquire64, csum_fold, csum_partial, spin_lock, spin_unlock
 from weave_router.fastpath.credits cimport CREDITS, credits_sweep
 from weave_router.fastpath.queues cimport (
     FRAME_COST as C_FRAME_COST,
@@ -48,6 +49,12 @@ QUEUE_WEIGHT, QUEUE_FLOWS, VICTIM_FRAMES = C_QUEUE_WEIGHT, C_QUEUE_FLOWS, C_VICT
 Parsed = namedtuple("Parsed", ("ethertype", "family", "l3", "l4", "protocol", "end", "payload", "fragment"))
 
 
+cdef uint64_t thread_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
+    return <uint64_t>t.tv_sec * 1000000000 + <uint64_t>t.tv_nsec
+
+
 cdef class Window:
     cdef CWindow window
 
@@ -70,6 +77,23 @@ cdef class Window:
                 newest = acquire64(&self.window.newest)
                 fresh += window_accept(&self.window, newest)
         return fresh
+
+
+cdef class Lock:
+    cdef uint32_t word
+
+    def hold(self, uint64_t ns):
+        """Take it and be busy for so long a CPU time."""
+        cdef uint64_t until
+        with nogil:
+            spin_lock(&self.word)
+            until = thread_ns() + ns
+            while thread_ns() < until:
+                pass
+            spin_unlock(&self.word)
+
+    def held(self):
+        return bool(acquire32(&self.word))
 
 
 cdef class Queues:

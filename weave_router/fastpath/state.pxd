@@ -11,6 +11,7 @@ from weave_router.fastpath.includes.native cimport acquire64
 from weave_router.fastpath.includes.openssl cimport EVP_MAC_CTX, OSSL_PARAM
 from weave_router.fastpath.queues cimport Queues
 from weave_router.fastpath.replay cimport Window
+from weave_router.fastpath.scheduling cimport Scheduling
 
 cdef enum:
     WORKERS_MAX = 15
@@ -249,6 +250,7 @@ cdef struct Worker:
     uint64_t rekey_packets  # our share of what one key may seal
     uint64_t rekey_bytes
     uint32_t stop
+    Scheduling scheduling
     uint64_t seen  # quiescence: the shared generation last passed; GONE while asleep
     uint64_t now  # CLOCK_BOOTTIME ns, taken once per burst
     uint64_t flood_tokens_ns
@@ -305,6 +307,7 @@ cdef struct Shared:
     int tap_csum
     int tap_tso
     int tap_uso
+    int realtime_share  # of a CPU, per 1,024, that each worker may take in the real-time class
     uint32_t *credits  # the map of the TAP's filter, see credits.pxd; NULL: it has none
     int steer_by_write  # no steering program: lanes.pxd keeps each flow on its queue and lane
     int event_fd

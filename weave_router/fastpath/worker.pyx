@@ -6,7 +6,7 @@ inside for a burst each, and sleeps in epoll when both had nothing.
 """
 from libc.stdint cimport uint8_t, uint64_t
 
-from weave_router.fastpath.counters cimport C_WAKEUPS
+from weave_router.fastpath.counters cimport C_REALTIME_SPENT, C_WAKEUPS
 from weave_router.fastpath.includes.linux cimport (
     EFD_CLOEXEC,
     EFD_NONBLOCK,
@@ -46,6 +46,7 @@ from weave_router.fastpath.outside cimport outside_burst
 from weave_router.fastpath.pool cimport pool_free, pool_new
 from weave_router.fastpath.queues cimport Queues, queues_credits, queues_init
 from weave_router.fastpath.report cimport boottime_ns, count
+from weave_router.fastpath.scheduling cimport scheduling_begin, scheduling_end, scheduling_look, scheduling_rest
 from weave_router.fastpath.state cimport (
     COMMANDS,
     EVENTS,
@@ -68,7 +69,7 @@ from weave_router.fastpath.transmit cimport HEADROOM, transmit_command, transmit
 cdef enum:
     PARKED_LOOK_NS = 50000000
     TAP_RETRY_US = 20000
-    NICE = -10  # a busy CPU delays the reader past what the TAP queue holds; refused without CAP_SYS_NICE
+    NICE = -10  # of the ordinary class: a delayed reader loses what the TAP's queue does not hold; needs CAP_SYS_NICE
 
 
 cdef Worker *worker_new(Shared *shared, int id, int workers) noexcept nogil:
@@ -183,6 +184,7 @@ cdef void worker_run(Worker *w) noexcept nogil:
     pthread_sigmask(SIG_BLOCK, &all_signals, NULL)
     setpriority(PRIO_PROCESS, 0, NICE)  # Linux: of this thread alone
     queues_credits(w.queues, w.shared.credits)
+    scheduling_begin(&w.scheduling, w.shared.realtime_share, boottime_ns())
     watch(w, w.tap_fd)
     watch(w, w.udp_fd)
     watch(w, w.wake_fd)
@@ -190,6 +192,8 @@ cdef void worker_run(Worker *w) noexcept nogil:
         release64(&w.seen, acquire64(&w.shared.generation))
         full_fence()
         w.now = boottime_ns()
+        if scheduling_look(&w.scheduling, w.now):
+            count(w, C_REALTIME_SPENT, 1)
         received = outside_burst(w)
         taken = inside_burst(w)
         if w.command_tail < acquire64(&w.command_head):
@@ -203,6 +207,9 @@ cdef void worker_run(Worker *w) noexcept nogil:
         transmit_flush(w)
         if taken < 0:
             usleep(TAP_RETRY_US)  # the TAP is down or gone: epoll would not let us sleep
-        elif not received and not taken:
+        elif received or taken:
+            w.scheduling.served += received + taken
+        elif not scheduling_rest(&w.scheduling):
             sleep_until_work(w)
+    scheduling_end(&w.scheduling)
     release64(&w.seen, <uint64_t>GONE)

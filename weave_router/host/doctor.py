@@ -97,6 +97,11 @@ FEATURES: Final = {
         "5.5 with CAP_BPF",
         "flows are steered by the router itself, and one that floods takes from the others",
     ),
+    "realtime": (
+        "real-time threads, and figures of how long threads wait for a CPU",
+        "2.6 with CAP_SYS_NICE, in a control group with real-time budget where groups have one,",
+        "frames wait for the turns of busy pods, some milliseconds each",
+    ),
     "locked": ("locked bridge ports", "5.18", "nft guards hold the source MAC alone"),
 }
 _NEEDED: Final = ("NET_ADMIN",)

@@ -72,6 +72,7 @@ def features(refuse: frozenset[str] = frozenset()) -> dict[str, bool | None]:
             _probe_tap(found, refuse)
             _attempt(lambda: _probe_locked(found, refuse))
         _attempt(lambda: _probe_udp(found, refuse))
+        found["realtime"] = _realtime()
 
     thread = threading.Thread(target=probe, name="doctor")
     thread.start()
@@ -118,6 +119,15 @@ def _probe_udp(found: dict[str, bool | None], refuse: frozenset[str]) -> None:
     udp = udp_driver.open_udp("", 0, 1, refuse)
     found.update(udp_segment=udp.segment, udp_gro=udp.gro)
     udp_driver.close_udp(udp)
+
+
+def _realtime() -> bool:
+    """Asked for the calling thread, which ends with it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        return False
+    return Path("/proc/thread-self/schedstat").exists()
 
 
 def _tun() -> bool:

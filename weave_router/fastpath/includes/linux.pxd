@@ -15,16 +15,25 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buf, size_t n)
     int close(int fd)
     int usleep(unsigned int usec)
+    ssize_t pread(int fd, void *buf, size_t n, long offset)
+
+cdef extern from "<fcntl.h>" nogil:
+    int open(const char *path, int flags)
+    enum:
+        O_RDONLY
+        O_CLOEXEC
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
     int clock_gettime(int clock, timespec *t)
+    int nanosleep(const timespec *t, timespec *left)
     enum:
         CLOCK_MONOTONIC
         CLOCK_BOOTTIME
         CLOCK_REALTIME
+        CLOCK_THREAD_CPUTIME_ID
 
 cdef extern from "<netinet/in.h>" nogil:
     ctypedef unsigned short sa_family_t
@@ -146,6 +155,14 @@ cdef extern from "<errno.h>" nogil:
         EINVAL
         EIO
         ENOBUFS
+
+cdef extern from "<sched.h>" nogil:
+    struct sched_param:
+        int sched_priority
+    int sched_setscheduler(int pid, int policy, const sched_param *parameter)
+    enum:
+        SCHED_OTHER
+        SCHED_RR
 
 cdef extern from "<sys/resource.h>" nogil:
     int setpriority(int which, unsigned int who, int value)

@@ -1,0 +1,122 @@
+"""A worker is a real-time thread while it would have to wait for a CPU, and no longer than its share of one allows.
+
+Topology: fastpath_world.py. The worker and a busy process are bound to one CPU, so that it has to wait there.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from kernel.fastpath_pair import wait_for
+from kernel.fastpath_world import B, World, plain, start_again
+
+from weave_router.fastpath.probe import Lock
+
+CPU = min(os.sched_getaffinity(0))
+STAY = 1.0
+"""Seconds until the ordinary class is tried again (REALTIME_NS)."""
+
+
+def worker_thread() -> int:
+    return next(thread.native_id for thread in threading.enumerate() if thread.name == "worker-0") or 0
+
+
+@contextmanager
+def busy_cpu() -> Iterator[None]:
+    """Another process of the ordinary class that never sleeps, in a session of its own as a pod's is."""
+    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    os.sched_setaffinity(hog.pid, {CPU})
+    try:
+        yield
+    finally:
+        hog.kill()
+        hog.wait()
+
+
+@pytest.fixture
+def started(world: World) -> Callable[[float], int]:
+    """Start the worker anew with this share, on CPU; its thread's number."""
+
+    def start(share: float) -> int:
+        world.engine.stop()
+        start_again(world, realtime=share)
+        thread = worker_thread()
+        os.sched_setaffinity(thread, {CPU})
+        return thread
+
+    return start
+
+
+def traffic(world: World, until: Callable[[], bool], *, frames: int = 1, seconds: float = 10) -> bool:
+    """So many frames a millisecond until this is so; False: it never was."""
+    blast = [plain(B, 60)] * frames
+    end = time.monotonic() + seconds
+    while not until():
+        if time.monotonic() > end:
+            return False
+        world.put(*blast)
+        time.sleep(0.001)  # the pace
+    return True
+
+
+def test_who_has_to_wait_becomes_real_time_and_ordinary_again(world: World, started: Callable[[float], int]) -> None:
+    thread = started(0.9)
+    assert os.sched_getscheduler(thread) == os.SCHED_OTHER
+    with busy_cpu():
+        assert traffic(world, lambda: world.engine.worker_states()[0].realtime)
+        assert os.sched_getscheduler(thread) == os.SCHED_RR
+    began = time.monotonic()
+    assert traffic(world, lambda: os.sched_getscheduler(thread) == os.SCHED_OTHER)
+    assert time.monotonic() - began < 2 * STAY
+    assert not world.engine.worker_states()[0].realtime
+
+
+def test_real_time_ends_with_the_share(world: World, started: Callable[[float], int]) -> None:
+    """A frame a millisecond takes less than a twentieth of a CPU, hundreds of them take more."""
+    thread = started(0.05)
+
+    def realtime() -> bool:
+        return world.engine.worker_states()[0].realtime
+
+    with busy_cpu():
+        assert traffic(world, realtime)
+        assert traffic(world, lambda: world.engine.counters()["realtime_spent"] == 1, frames=300)
+        assert os.sched_getscheduler(thread) == os.SCHED_OTHER
+        assert not traffic(world, realtime, frames=300, seconds=0.5)
+
+
+def test_without_a_share_it_stays_ordinary(world: World, started: Callable[[float], int]) -> None:
+    thread = started(0)
+    with busy_cpu():
+        assert not traffic(world, lambda: os.sched_getscheduler(thread) != os.SCHED_OTHER, seconds=0.5)
+
+
+def test_a_lock_s_holder_runs_while_a_real_time_thread_waits_for_it() -> None:
+    """On one CPU: whoever waits lets the holder finish, instead of keeping it from the CPU."""
+    lock = Lock()
+    hold = 50_000_000
+    took: list[float] = []
+
+    def holder() -> None:
+        os.sched_setaffinity(0, {CPU})
+        lock.hold(hold)
+
+    def waiter() -> None:
+        os.sched_setaffinity(0, {CPU})
+        wait_for(lock.held)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        began = time.monotonic()
+        lock.hold(0)
+        took.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=holder), threading.Thread(target=waiter)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert took[0] < 4 * hold / 1e9
