@@ -541,16 +541,21 @@ class Router:
     # -- slow facts ----------------------------------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            self.peers.answer_or_not(time.monotonic())
-            self.record.expire_groups(time.monotonic())
-            addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
-            if addresses != self.addresses:
-                self.addresses = addresses
-                self.tunnel.local_addresses_set(frozenset(addresses))
-                self.mesh_driver.do(lambda mesh, now: mesh.set_endpoints(self._endpoints(), now))
-                self.peers.all_again()
+        with kernel_driver.AddressChanges() as changes:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                self.peers.answer_or_not(time.monotonic())
+                self.record.expire_groups(time.monotonic())
+                if changes.heard():
+                    await self._look_at_addresses()
+
+    async def _look_at_addresses(self) -> None:
+        addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
+        if addresses != self.addresses:
+            self.addresses = addresses
+            self.tunnel.local_addresses_set(frozenset(addresses))
+            self.mesh_driver.do(lambda mesh, now: mesh.set_endpoints(self._endpoints(), now))
+            self.peers.all_again()
 
     def _reread_tokens(self) -> None:
         if not self.config.token_file:
