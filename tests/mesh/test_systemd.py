@@ -84,6 +84,8 @@ def test_it_serves_with_three_capabilities_and_nothing_else(world: World) -> Non
     said = dict(line.split(":\t", 1) for line in (world.process() / "status").read_text().splitlines())
     assert int(said["CapBnd"], 16) == int(said["CapEff"], 16) == CAPABILITIES
     assert said["NoNewPrivs"].strip() == "1" and said["Seccomp"].strip() == "2"
+    shown = {name: world.machine.show(name) for name in ("LimitNICE", "LimitRTPRIO", "RestrictRealtime")}
+    assert shown == {"LimitNICE": "30", "LimitRTPRIO": "1", "RestrictRealtime": "no"}
     assert world.machine.show("StateDirectory") == "weave-router"
     assert (world.machine.root / "var/lib/weave-router").stat().st_mode & 0o777 == 0o700
 
