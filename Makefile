@@ -192,7 +192,7 @@ test-kubernetes: .setup/release .setup/packages-kubernetes
 	@$(if $(CONFORMANCE),PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.conformance $(ARGS),\
 	  $(BIN)/python .ci/rooms kube kubernetes k3s -- $(ARGS))
 
-soak-kubernetes: PART ?= away or saturated or many or test_restart or test_z_fence or test_z_soak
+soak-kubernetes: PART ?= away or saturated or many or y_restart or test_z_fence or test_z_soak
 soak-kubernetes: .setup/release .setup/packages-kubernetes
 	@tests/kubernetes/programs/build
 	@PYTHONPATH=$(CURDIR)/tests $(BIN)/python -P -m kubernetes.images

@@ -103,12 +103,15 @@ class Node:
             f"--kubeconfig={self.folder}/kubelet.kubeconfig", f"--hostname-override={self.name}",
             f"--node-ip={self.v4},{self.v6}", "--root-dir=/var/lib/kubelet", "--v=1"])
 
+    def restart_kubelet(self) -> None:
+        """Its pods run on; what it knew of the API server is read anew."""
+        end(self.kubelet)
+        self.start_kubelet()
+
     def start_proxy(self, mode: str, cidr: str) -> None:
         """Ends the one that ran and removes its rules, if there was one."""
         if self.proxy is not None:
-            # nsenter ends after its child, which is the proxy itself.
-            os.kill(wait_for("kube-proxy's process", lambda: child_of(self.proxy.pid), 5, 0.05), signal.SIGKILL)
-            self.proxy.wait()
+            end(self.proxy)
             self.run(f"{PROGRAMS}/kube-proxy", "--cleanup", check=False)
         words = [f"{PROGRAMS}/kube-proxy", f"--kubeconfig={self.folder}/proxy.kubeconfig",
                  f"--hostname-override={self.name}", f"--proxy-mode={mode}", "--conntrack-max-per-core=0"]
@@ -314,6 +317,13 @@ class Cluster:
             text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
             self.kubectl("delete", "--ignore-not-found", f"--grace-period={grace}", *(["--force"] if not grace else []),
                          "-f", "-", text=text, check=False)
+
+
+def end(entered: subprocess.Popen[bytes] | None) -> None:
+    """SIGKILL of the program that was started by nsenter, which ends after it."""
+    assert entered is not None
+    os.kill(wait_for("the program's process", lambda: child_of(entered.pid), 5, 0.05), signal.SIGKILL)
+    entered.wait()
 
 
 def child_of(pid: int) -> int:

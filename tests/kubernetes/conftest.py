@@ -1,4 +1,8 @@
-"""One cluster for the whole room, with the product applied to it and one pod per node."""
+"""One cluster for the whole room, with the product applied to it and one pod per node.
+
+By their names, modules that measure (test_y_*) run when the room beside this one has ended (.ci/rooms), and those in
+which nodes do not stay (test_z_*) at the end.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator

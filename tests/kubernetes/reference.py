@@ -1,6 +1,6 @@
 """Debian's `bridge` and `host-local` on the nodes of a cluster, static routes between them: what ours is held against.
 
-IPv4 only, while ours gives both families. Called by conformance.py and test_many.py.
+IPv4 only, while ours gives both families. Called by conformance.py and test_y_many.py.
 """
 
 import json

@@ -72,7 +72,7 @@ def test_every_pod_reaches_every_pod(serving: dict[str, Pod]) -> None:
     for near in serving.values():
         for far in serving.values():
             for address in far.addresses:
-                assert " 0% packet loss" in near.run("ping", "-c", "2", "-W", "2", address)
+                assert " 0% packet loss" in near.run("ping", "-c", "2", "-i", "0.1", "-W", "2", address)
 
 
 def test_the_first_instruction_of_a_pod_finds_its_network(cluster: Cluster, serving: dict[str, Pod]) -> None:

@@ -20,7 +20,7 @@ from kubernetes import processes, results, rollout
 from kubernetes.blocks import outside, strays, twice
 from kubernetes.cluster import Cluster, Node, wait_for
 from kubernetes.load import Load
-from kubernetes.test_restart import RESTART_GAP, ROLLOUT_GAP
+from kubernetes.test_y_restart import RESTART_GAP, ROLLOUT_GAP
 from kubernetes.test_z_fence import FREED_SECONDS, forget, is_ready, return_to_service, set_fence
 
 SOAK: Final = bool(os.environ.get("SOAK"))

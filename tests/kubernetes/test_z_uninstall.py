@@ -54,7 +54,7 @@ def test_applied_over_what_a_deleted_manifest_left(cluster: Cluster) -> None:
         product.install(cluster)
         for near in names:
             for far in names:
-                said = cluster.kubectl("exec", near, "--", "ping", "-c", "2", "-W", "5", found[far]).stdout
+                said = cluster.kubectl("exec", near, "--", "ping", "-c", "2", "-i", "0.1", "-W", "5", found[far]).stdout
                 assert " 0% packet loss" in said
 
 
@@ -70,7 +70,8 @@ def test_uninstalled_with_pods_still_running(installed: Installed) -> None:
         first = f"default/many-{node.name}-0"
         wait_for(f"{node.name} names its pods", lambda node=node, first=first: first in said(cluster, node), 90)
     near, far = f"many-{cluster.nodes[0].name}-0", f"many-{cluster.nodes[2].name}-0"
-    assert " 0% packet loss" in cluster.kubectl("exec", near, "--", "ping", "-c", "3", "-W", "5", addresses[far]).stdout
+    ping = ("ping", "-c", "3", "-i", "0.1", "-W", "5", addresses[far])
+    assert " 0% packet loss" in cluster.kubectl("exec", near, "--", *ping).stdout
     cluster.apply(pods.pod("late", cluster.nodes[1].name))
     wait_for("the late one is told", lambda: "is being uninstalled" in cluster.kubectl("describe", "pod", "late").stdout
              or "uninstall waits" in cluster.kubectl("describe", "pod", "late").stdout, 60)
@@ -110,4 +111,4 @@ def test_installed_again(cluster: Cluster) -> None:
         found = {pod["metadata"]["name"]: pod["status"]["podIP"] for pod in cluster.get("pods")}
         for far in names:
             assert " 0% packet loss" in cluster.kubectl(
-                "exec", names[0], "--", "ping", "-c", "2", "-W", "5", found[far]).stdout
+                "exec", names[0], "--", "ping", "-c", "2", "-i", "0.1", "-W", "5", found[far]).stdout
