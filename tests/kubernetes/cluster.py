@@ -146,12 +146,13 @@ class Node:
         ip("netns", "del", self.netns)
         self.proxy = None
 
-    def power_on(self, *, new_disk: bool) -> None:
-        """Registers again; ``new_disk``: as another machine, or one that was imaged anew, under the same name."""
+    def power_on(self, *, new_disk: bool, more_images: Sequence[Path] = ()) -> None:
+        """Registers again; ``new_disk``: as another machine, or one that was imaged anew, under the same name.
+        ``more_images``: what it could pull where there is a registry."""
         (self.folder / "ready").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "private" / ("" if new_disk else "run"), ignore_errors=True)
         self.make_network()
-        self.boot(self.cluster.archives)
+        self.boot([*self.cluster.archives, *more_images])
         self.start_kubelet()
         self.start_proxy(*self.cluster.proxied)
 
@@ -263,6 +264,16 @@ class Cluster:
         finally:
             self._start_control("apiserver")
             wait_for("API server", self.api_answers, 60)
+
+    def renew_clients(self) -> None:
+        """Other schedulers, controllers and kubelets: watches of theirs wait up to a minute after the API server was
+        away, those of new ones do not."""
+        for name in ("controller-manager", "scheduler"):
+            self._control[name].kill()
+            self._control[name].wait()
+            self._start_control(name)
+        for node in self.nodes:
+            node.restart_kubelet()
 
     def close(self) -> None:
         """The keeper does it; it ends when nothing is left."""

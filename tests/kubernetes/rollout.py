@@ -3,8 +3,11 @@
 Called by the tests of the cluster's life.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 from kubernetes import commands, images, pods, product
@@ -104,6 +107,19 @@ def change_image(cluster: Cluster, tag: str, late: float) -> None:
             node.run("ctr", "-n", "k8s.io", "images", "import", str(archive))
         archive.unlink()
         upgrade.result()
+
+
+@contextlib.contextmanager
+def pulled(cluster: Cluster) -> Iterator[list[Path]]:
+    """Archives of the image that the DaemonSet names now, where that is not the one that every node boots with."""
+    (daemon_set,) = cluster.get("ds", *SYSTEM, "-l", "name=weave-router")
+    (only,) = daemon_set["spec"]["template"]["spec"]["containers"]
+    found = [] if only["image"] == images.router_name() else [images.router_as(cluster.folder, only["image"])]
+    try:
+        yield found
+    finally:
+        for archive in found:
+            archive.unlink()
 
 
 class Watch:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kubernetes import pods, processes, product
+from kubernetes import pods, processes, product, rollout
 from kubernetes.cluster import Cluster, Node, wait_for
 from kubernetes.conftest import Pod
 from kubernetes.images import ROOT
@@ -99,10 +99,12 @@ def test_the_api_server_is_away_for_a_minute(cluster: Cluster, serving: dict[str
 
 
 def wait_recovered(cluster: Cluster) -> None:
-    """kubelet's own watches, of its Node and of its pods, wait up to a minute: those of another kubelet do not."""
-    for node in cluster.nodes:
-        node.restart_kubelet()
-    product.wait_ready(cluster, 120)
-    made = [pods.pod(f"again-{node.name}", node.name) for node in cluster.nodes]
+    """Not of the product: what else was a client of the API server, until pods start again wherever they are sent."""
+    heard = {node.name: rollout.heartbeat(cluster, node) for node in cluster.nodes}
+    cluster.renew_clients()
+    wait_for("every kubelet's word", lambda: all(
+        rollout.heartbeat(cluster, node) != heard[node.name] for node in cluster.nodes), 60)
+    product.wait_ready(cluster)
+    made = [pods.pod("again"), *(pods.pod(f"again-{node.name}", node.name) for node in cluster.nodes)]
     with cluster.objects(*made):
-        product.wait_running(cluster, [item["metadata"]["name"] for item in made], 120)
+        product.wait_running(cluster, [item["metadata"]["name"] for item in made])

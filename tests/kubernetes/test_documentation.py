@@ -6,6 +6,7 @@ import pytest
 from kubernetes import pods, product, reference
 from kubernetes.cluster import Cluster, wait_for
 from kubernetes.conftest import Pod
+from kubernetes.test_away import wait_recovered
 from kubernetes.typed import typed
 from quality import promises
 
@@ -84,3 +85,4 @@ def test_symptom_the_rights_are_gone(cluster: Cluster, serving: dict[str, Pod]) 
     finally:
         assert typed(cluster, "kubectl apply -f deploy/weave-router.yaml").returncode == 0
     wait_for("no Trouble", lambda: re.search(r"Trouble: none", typed(cluster, status).stdout), 60, 1)
+    wait_recovered(cluster)

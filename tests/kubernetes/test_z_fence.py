@@ -62,7 +62,8 @@ def return_to_service(cluster: Cluster, node: Node, *, new_disk: bool = True) ->
     """Router first, then Node: until the new kubelet speaks, the API has of both what was before the power went."""
     before = rollout.container(rollout.router_pods(cluster).get(node.name))
     heard = rollout.heartbeat(cluster, node)
-    node.power_on(new_disk=new_disk)
+    with rollout.pulled(cluster) as archives:
+        node.power_on(new_disk=new_disk, more_images=archives)
 
     def serves() -> bool:
         pod = rollout.router_pods(cluster).get(node.name)
