@@ -266,14 +266,15 @@ class Cluster:
             wait_for("API server", self.api_answers, 60)
 
     def renew_clients(self) -> None:
-        """Other schedulers, controllers and kubelets: watches of theirs wait up to a minute after the API server was
-        away, those of new ones do not."""
+        """Another scheduler and controller manager, and another kubelet and kube-proxy on each node: watches of theirs
+        wait up to a minute after the API server was away, those of new ones do not."""
         for name in ("controller-manager", "scheduler"):
             self._control[name].kill()
             self._control[name].wait()
             self._start_control(name)
         for node in self.nodes:
             node.restart_kubelet()
+            node.start_proxy(*self.proxied)
 
     def close(self) -> None:
         """The keeper does it; it ends when nothing is left."""
