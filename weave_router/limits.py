@@ -263,9 +263,17 @@ FIREWALL_LOOK_SPACING: Final = 1.0
 FIREWALL_LOOK_SHARE: Final = 0.05
 """Part of one core that looks may take where listing the rules takes long."""
 
+RTNL_MESSAGES: Final = 64
+"""Messages of one send to the kernel's rtnetlink: their answers, which it writes before the send returns, all wait in
+the socket's buffer, which holds some 250 of them by default."""
+
 SOON_SECONDS: Final = 0.05
-"""Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms), within 100 ms of DEL. And
-the bridge is looked at so long after an ADD, once for all ADDs of that time."""
+"""Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms). And the bridge is looked
+at so long after an ADD, once for all ADDs of that time."""
+
+PUT_OFF_SECONDS: Final = 0.5
+"""Longest time that the deletion of pairs waits for a moment in which no pod comes or goes: 200 pods are gone in half
+of that, and the ports that wait meanwhile, as a rule fewer than a node has pods, fit its bridge (1,023 ports)."""
 
 MENDED_SHOWN: Final = 16
 """Changes of the bridge that status names, the latest: whoever makes them makes them again."""

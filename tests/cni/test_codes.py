@@ -85,8 +85,8 @@ class World:
         return Attached(plan.port, 5, 2, plan.mac, plan.ipv4, plan.ipv6, "02:00:00:00:00:01", "0a:58:0a:20:00:01",
                         True, plan.gateway_ipv6 is not None)
 
-    async def detach(self, guard: Any) -> bool:
-        return self.wired.pop(guard.port, None) is not None
+    async def detach(self, guard: Any, index: int = 0) -> None:
+        self.wired.pop(guard.port, None)
 
     async def look(self, plan: PodPlan, netlink: int) -> Seen:
         return Seen(self.problems, "02:00:00:00:00:01", "0a:58:0a:20:00:01", True, True)

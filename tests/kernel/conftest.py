@@ -33,8 +33,9 @@ class Netns:
         """Run it in the namespace's thread."""
         return self._thread.submit(function, *args, **words).result(timeout=30)
 
-    def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True, text=True, timeout=30)
+    def run(self, *command: str, check: bool = True, text_input: str | None = None) -> str:
+        done = subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True, text=True, timeout=30,
+                              input=text_input)  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 

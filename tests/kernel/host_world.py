@@ -10,9 +10,11 @@ from pyroute2 import IPRoute
 
 from weave_router.host import bridge_driver, handover_driver, netfilter, pod_driver, tap_driver
 from weave_router.host.bridge import BridgePlan
+from weave_router.host.faults import HostError
 from weave_router.host.netlink_driver import links
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan, pod_plan
+from weave_router.host.pod_driver import Leaving
 from weave_router.host.rtnl_driver import Rtnl
 from weave_router.ipam.number import mac_of, mac_text
 
@@ -81,6 +83,10 @@ class Node:
             (plan,) = pod_driver.enter(self.rtnl, self.nft, [plan])
             half = pod_driver.begin(self.rtnl, self.nft, plan, inside, handle.netns)
             return pod_driver.finish(self.rtnl, self.nft, half)
+
+    def detach(self, *plans: PodPlan) -> list[int | HostError]:
+        leaving = [Leaving(plan.guard) for plan in plans]
+        return self.netns.call(pod_driver.detach, self.rtnl, self.nft, leaving)
 
     def elements(self) -> str:
         return self.netns.run("nft", "-s", "list", "table", "bridge", "weave_router")

@@ -9,6 +9,7 @@ namespaces, so any port may go at any moment. Each test puts that moment where i
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_a_name_in_the_grave_goes_as_it_is_wanted_again(
 ) -> None:
     first, second = make_netns(), make_netns()
     node.attach(PLAN, first)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
+    node.detach(PLAN)
     after_look(monkeypatch, lambda: pod_driver.reap(reaper))
     attached = node.attach(PLAN, second)
     assert attached.port == PLAN.port
@@ -67,7 +68,7 @@ def test_a_new_pod_of_a_name_whose_pair_waits_in_the_grave(
     """The deletion that comes later takes the old pair, never the new one."""
     first, second = make_netns(), make_netns()
     node.attach(PLAN, first)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
+    node.detach(PLAN)
     node.attach(PLAN, second)
     node.netns.call(pod_driver.reap, reaper)
     assert node.netns.call(find, node.ipr, PLAN.port).group != GRAVE_GROUP
@@ -82,11 +83,11 @@ def test_a_port_goes_as_it_is_detached(
     before, pod = everything(node), make_netns()
     node.attach(PLAN, pod)
     if how == "reaped":
-        assert reaper.run(rtnl_messages.link_away(PLAN.port, GRAVE_GROUP)) == [0]
+        assert reaper.run(rtnl_messages.link_away(find(reaper, PLAN.port).index, GRAVE_GROUP)) == [0]
         pod_driver.reap(reaper)
     else:
         pod.run("ip", "link", "del", "eth0")
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard]) == [False]
+    assert node.detach(PLAN) == [0]
     assert everything(node) == before
 
 
@@ -96,8 +97,8 @@ def test_many_ports_are_detached_in_one_call(node: Node, make_netns: Callable[[]
     for plan, pod in zip(plans, pods, strict=True):
         node.attach(plan, pod)
     pods[1].run("ip", "link", "del", "eth0")
-    guards = [plan.guard for plan in plans]
-    assert node.netns.call(pod_driver.detach, node.rtnl, node.nft, guards) == [True, False, True]
+    indices = [find(node.rtnl, plan.port).index for plan in (plans[0], plans[2])]
+    assert node.detach(*plans) == [indices[0], 0, indices[1]]
     node.netns.call(pod_driver.reap, node.rtnl)
     assert everything(node) == before
 
@@ -110,7 +111,7 @@ def test_ports_of_one_batch_have_names_of_their_own(node: Node, monkeypatch: pyt
     named = node.netns.call(pod_driver.enter, node.rtnl, node.nft, plans)
     assert named[0].port == own("same", "eth0", 0) and named[1].port == own("b", "eth0", 1)
     assert all(f'"{plan.port}" . {plan.mac}' in node.elements() for plan in named)
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard for plan in named])
+    node.detach(*named)
     assert everything(node) == before
 
 
@@ -119,7 +120,7 @@ def cut_off(node: Node) -> None:
 
 
 def set_hairpin(node: Node) -> None:
-    pod_driver.set_hairpin(node.ipr, True)
+    pod_driver.set_hairpin(node.rtnl, node.ipr, True)
 
 
 def reattach(node: Node) -> None:
@@ -161,7 +162,7 @@ def test_what_a_kill_left_without_an_owner_goes_at_the_start(node: Node, make_ne
     node.netns.call(pod_driver.reap, node.rtnl)
     assert {port.name for port in node.netns.call(pod_driver.ports, node.ipr)} == {plans[0].port}
     for plan in plans:
-        node.netns.call(pod_driver.detach, node.rtnl, node.nft, [plan.guard])
+        node.detach(plan)
     node.netns.call(pod_driver.reap, node.rtnl)
     assert everything(node) == before
 
@@ -183,8 +184,19 @@ def test_a_list_that_lacks_ports_ends_no_pod(
     room = Host()
     room._ipr, room._rtnl, room._nft = node.ipr, node.rtnl, node.nft
     assert node.netns.call(asyncio.run, room.gone([PLAN.port, "vethwr0"])) == {"vethwr0"}
-    node.netns.call(pod_driver.detach, node.rtnl, node.nft, [PLAN.guard])
+    node.detach(PLAN)
     assert node.netns.call(pod_driver.reattach, node.ipr, [PLAN], "weave") == []
     assert node.netns.call(asyncio.run, room.gone([PLAN.port])) == {PLAN.port}
     room._thread.shutdown()
     room._reaper.shutdown()
+
+
+def test_a_bare_list_says_the_same_of_every_link(node: Node, make_netns: Callable[[], Netns]) -> None:
+    node.attach(PLAN, make_netns())
+    listed = {link.name: link for link in node.netns.call(netlink_driver.links, node.rtnl)}
+    for link in node.netns.call(netlink_driver.links, node.ipr):
+        own = listed.pop(link.name)
+        assert replace(own, port={}) == replace(link, port={})
+        assert own.port == {name: link.port[name] for name in own.port}
+        assert bool(own.port) == bool(link.master)
+    assert listed == {}

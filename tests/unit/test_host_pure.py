@@ -80,7 +80,7 @@ def test_default_pod_mtu(underlay: int, pod: int) -> None:
 
 
 def test_link_local_address_is_the_kernels() -> None:
-    assert link_local_of("0a:58:0a:20:00:01") == "fe80::858:aff:fe20:1"
+    assert str(link_local_of("0a:58:0a:20:00:01")) == "fe80::858:aff:fe20:1"
 
 
 @given(st.binary(min_size=6, max_size=6))

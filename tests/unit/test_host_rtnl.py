@@ -42,12 +42,16 @@ def test_port() -> None:
     named = read(ifinfmsg, rtnl.link_alias(5, "weave-router c1 eth0 10.32.0.5"))
     assert (named["index"], named.get_attr("IFLA_IFALIAS")) == (5, "weave-router c1 eth0 10.32.0.5")
     assert (port.get_attr("IFLA_BRPORT_LEARNING"), port.get_attr("IFLA_BRPORT_LOCKED")) == (0, 1)
-    away = read(ifinfmsg, rtnl.link_away("vethwr1", 77))
-    assert (away["index"], away.get_attr("IFLA_IFNAME")) == (0, "vethwr1")
-    assert (away["flags"], away["change"], away.get_attr("IFLA_MASTER"), away.get_attr("IFLA_GROUP")) == (0, 1, 0, 77)
+    away = read(ifinfmsg, rtnl.link_away(5, 77))
+    assert (away["index"], away["flags"], away["change"]) == (5, 0, 1)
+    assert (away.get_attr("IFLA_MASTER"), away.get_attr("IFLA_GROUP")) == (0, 77)
+    grouped = read(ifinfmsg, rtnl.link_group(5, 77))
+    assert (grouped["index"], grouped["change"], grouped.get_attr("IFLA_GROUP")) == (5, 0, 77)
     entry = read(ndmsg, rtnl.forwarding_entry(5, MAC))
     assert (entry["ifindex"], entry["state"], entry.get_attr("NDA_LLADDR")) == (5, 0x40, MAC)
     assert entry["flags"] == 0x04 | 0x40  # NTF_MASTER, NTF_STICKY
+    gone = read(ndmsg, rtnl.forwarding_gone(5, MAC))
+    assert (gone["ifindex"], gone["flags"], gone.get_attr("NDA_LLADDR")) == (5, 0x04, MAC)
 
 
 @pytest.mark.parametrize("address", [IPv4Interface("10.32.0.5/12"), IPv6Interface("fd00::5/96")])

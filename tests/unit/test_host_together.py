@@ -1,4 +1,5 @@
-"""host/driver.py's Together: what waits for a busy thread is carried out by one call, each asker gets its own end."""
+"""host/driver.py's Together: what waits for a busy thread is carried out by one call, each asker gets its own end. And
+Soon: what can wait goes when nobody is in its way, or when it has waited long enough."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from weave_router.host.driver import Together
+from weave_router.host import driver
+from weave_router.host.driver import Soon, Together
 
 
 @pytest.fixture
@@ -63,3 +65,27 @@ async def test_who_went_away_harms_nobody(thread: ThreadPoolExecutor) -> None:
     for step in (gone.cancel, busy.set):  # behind their first steps
         asyncio.get_running_loop().call_soon(step)
     assert await stays == 2 and gone.cancelled()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_what_can_wait_goes_when_it_is_quiet_or_has_waited_long_enough(
+    monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    monkeypatch.setattr(driver, "SOON_SECONDS", 0.001)
+    monkeypatch.setattr(driver, "PUT_OFF_SECONDS", 10.0 if ends else 0.01)
+    asked, done = 0, asyncio.Event()
+
+    def busy() -> bool:
+        nonlocal asked
+        asked += 1
+        return not (ends and asked > 4)
+
+    async def work() -> None:
+        done.set()
+
+    soon = Soon(work, busy)
+    soon.ask()
+    soon.ask()
+    assert not done.is_set()
+    await asyncio.wait_for(done.wait(), 5)
+    assert soon.task is None and asked >= 2 and (asked == 5 or not ends)

@@ -17,7 +17,6 @@ from weave_router.cni.addresses import Addresses, ByHand, MacTakenError
 from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
-from weave_router.host.netfilter import PortGuard
 from weave_router.host.pod import Attached, PodPlan, PodRoute, pod_plan
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.number import DERIVED_MAC_PREFIX, mac_of, mac_text
@@ -106,9 +105,8 @@ class Attachments:
         self._keeper = keeper
         self._exceptions: dict[tuple[str, str], dict[int, bytes]] = {}
         self._held: dict[tuple[str, str], Attachment] = {}
-        self._attached: dict[tuple[str, str], Attached] = {}
-        self._guards: dict[tuple[str, str], PortGuard] = {}
-        """Of those that were wired by this router."""
+        self._wired: dict[tuple[str, str], tuple[PodPlan, Attached]] = {}
+        """By this router."""
         self._numbers: dict[tuple[str, str], tuple[int, ...]] = {}
         self._users: dict[int, tuple[str, str]] = {}
         """Whose a number is, from before it is wired: two pods of one MAC would share an entry of the bridge."""
@@ -153,14 +151,14 @@ class Attachments:
     def get(self, container: str, ifname: str) -> Attachment | None:
         return self._held.get((container, ifname))
 
-    def attached(self, container: str, ifname: str) -> Attached | None:
-        """What the kernel said of it as it was wired; None for one that was taken over."""
-        return self._attached.get((container, ifname))
+    def wired(self, container: str, ifname: str) -> tuple[PodPlan, Attached] | None:
+        """What was carried out, and what the kernel said of it then; None for one that was taken over."""
+        return self._wired.get((container, ifname))
 
     def plan(self, attachment: Attachment, mtu: int = 0, routes: Iterable[PodRoute] = ()) -> PodPlan:
         """As it was carried out, with the port name it really got; MTU and routes are not on record, who asks knows
         what was asked for."""
-        return replace(self._plan_of(attachment, mtu, routes), port=attachment.host_ifname)
+        return self._plan_of(attachment, mtu, routes).on(attachment.host_ifname)
 
     # -- attach ----------------------------------------------------------------------------------------------------
 
@@ -230,8 +228,7 @@ class Attachments:
                 await asyncio.shield(self._forget(key, before))
             self._drop(key)
             raise
-        self._held[key], self._attached[key] = _on_port(attachment, attached.port), attached
-        self._guards[key] = replace(plan, port=attached.port).guard
+        self._held[key], self._wired[key] = _on_port(attachment, attached.port), (plan.on(attached.port), attached)
         try:
             self._announce(numbers)
         except ValueError:
@@ -258,7 +255,7 @@ class Attachments:
             self._exceptions[key] = own
 
     def _drop(self, key: tuple[str, str]) -> None:
-        for known in (self._held, self._exceptions, self._attached, self._guards):
+        for known in (self._held, self._exceptions, self._wired):
             known.pop(key, None)
         for number in self._numbers.pop(key, ()):
             del self._users[number]
@@ -300,7 +297,11 @@ class Attachments:
 
     async def _unwire(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         held = self._held[key]
-        await self._host.detach(self._guards.get(key) or self._guard(held))
+        if key in self._wired:
+            plan, attached = self._wired[key]
+            await self._host.detach(plan.guard, attached.port_index)
+        else:
+            await self._host.detach(self.plan(held).guard)
         await self._forget(key, but)
         self._announce(held.numbers)
 
@@ -314,10 +315,6 @@ class Attachments:
                 _log.error("cut off", extra={"container": holder.container, "port": held.host_ifname})
 
     # -- plans -----------------------------------------------------------------------------------------------------
-
-    def _guard(self, attachment: Attachment) -> PortGuard:
-        guard = self._plan_of(attachment).guard
-        return PortGuard(attachment.host_ifname, guard.mac, guard.ipv4, guard.ipv6, guard.station)
 
     def _plan_of(self, attachment: Attachment, mtu: int = 0, routes: Iterable[PodRoute] = ()) -> PodPlan:
         address = IPv4Interface((attachment.numbers[0], attachment.prefix_len))
@@ -337,7 +334,7 @@ class Attachments:
 
 
 def _on_port(attachment: Attachment, port: str) -> Attachment:
-    return replace(attachment, host_ifname=port)
+    return attachment if port == attachment.host_ifname else replace(attachment, host_ifname=port)
 
 
 def _refuse_taken_mac(number: int, mac: str, owner: str) -> NoReturn:

@@ -27,6 +27,10 @@ DONE: Final[dict[str, Any]] = {}
 """A verb without a result."""
 
 
+class _Owner:
+    """One ADD that can be undone."""
+
+
 class Journal(Protocol):
     """DELs that shims left. ``entries``: (name, bytes), oldest first."""
 
@@ -50,8 +54,8 @@ class CniService:
         self._unready = unready
         self._refusal = refusal
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
-        self._owners: dict[Key, Handover] = {}
-        """Whose ADD a pod is: a request that hangs up undoes its own work only."""
+        self._owners: WeakValueDictionary[Key, _Owner] = WeakValueDictionary()
+        """Whose ADD a pod is, while that is under way: a request that hangs up undoes its own work only."""
 
     async def handle(self, request: Handover) -> dict[str, Any]:
         """The answer to a shim, its error included. BadPacket for what no shim sends."""
@@ -144,14 +148,14 @@ class CniService:
 
     def _own(self, key: Key, request: Handover, known: bool) -> None:
         """A repeated ADD is undone by nobody: the DEL that follows a failed ADD takes it away."""
-        self._owners[key] = request
+        owner = self._owners[key] = _Owner()
         if not known:
-            request.undo = lambda: self._undo(key, request)
+            request.undo = lambda: self._undo(key, owner)
 
-    async def _undo(self, key: Key, request: Handover) -> None:
+    async def _undo(self, key: Key, owner: _Owner) -> None:
         lock = self._lock(key)
         async with lock:
-            if self._owners.get(key) is request:
+            if self._owners.get(key) is owner:
                 del self._owners[key]
                 await self._attachments.detach(*key)
 
@@ -160,9 +164,9 @@ class CniService:
 
     async def _wired(self, held: Attachment, wanted: verbs.Request, request: Handover, known: bool) -> Wired:
         """A pod that was wired this moment stands as it was; another is looked at."""
-        plan = self._attachments.plan(held, wanted.mtu, wanted.routes)
-        attached = None if known else self._attachments.attached(held.container, held.ifname)
-        seen = attached or await self._seen(held, wanted, request)
+        wired = None if known else self._attachments.wired(held.container, held.ifname)
+        plan, seen = wired or (self._attachments.plan(held, wanted.mtu, wanted.routes),
+                               await self._seen(held, wanted, request))  # fmt: skip
         assert plan.gateway_ipv4 is not None
         return Wired(
             plan.bridge, seen.bridge_mac, plan.port, seen.port_mac, plan.mac, plan.mtu, plan.ipv4, plan.ipv6,

@@ -228,7 +228,7 @@ def _bytes_of(text: str) -> bytes:
 
 def _config(text: str) -> _Config:
     try:
-        value = json.loads(_bytes_of(text).decode(), object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        value = _JSON.decode(_bytes_of(text).decode())
         _check_nesting(value)
         return msgspec.convert(value, _Config)
     except RecursionError:
@@ -250,6 +250,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is no number")
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=_no_constant)
 
 
 def _check_nesting(value: Any, depth: int = 0) -> None:

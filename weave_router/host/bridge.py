@@ -4,7 +4,7 @@ The caller derives MAC and addresses from the node's host number (ipam/); this f
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
 from weave_router.ipam.number import mac_text
@@ -50,8 +50,7 @@ def random_mac(random: bytes) -> str:
     return mac_text(bytes([random[0] & 0xFC | 0x02]) + random[1:6])
 
 
-def link_local_of(mac: str) -> str:
+def link_local_of(mac: str) -> IPv6Address:
     """The EUI-64 link-local address the kernel gives a link (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
-    eui = bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:]
-    return "fe80::" + ":".join(f"{int.from_bytes(eui[i : i + 2], 'big'):x}" for i in range(0, 8, 2))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes([octets[0] ^ 0x02]) + octets[1:3] + b"\xff\xfe" + octets[3:])

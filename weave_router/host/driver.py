@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,8 +27,9 @@ from weave_router.host.netfilter import FAMILIES, TABLE, PortGuard, TablesPlan
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan
+from weave_router.host.pod_driver import Leaving
 from weave_router.host.rtnl_driver import Rtnl
-from weave_router.limits import MENDED_SHOWN, SOON_SECONDS
+from weave_router.limits import MENDED_SHOWN, PUT_OFF_SECONDS, SOON_SECONDS
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -34,11 +37,12 @@ _log = logging.getLogger(__name__)
 
 
 class Soon:
-    """``work`` once, a moment after it was first asked for, however often that was. What fails is logged: the next
-    pod asks again."""
+    """``work`` once, a moment after it was first asked for, however often that was; while it is ``busy`` later, if that
+    is not for long. What fails is logged: the next pod asks again."""
 
-    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, work: Callable[[], Awaitable[None]], busy: Callable[[], bool] = bool) -> None:
         self._work = work
+        self._busy = busy
         self.task: asyncio.Task[None] | None = None
 
     def ask(self) -> None:
@@ -50,7 +54,11 @@ class Soon:
             self.task.cancel()
 
     async def _run(self) -> None:
-        await asyncio.sleep(SOON_SECONDS)
+        last = time.monotonic() + PUT_OFF_SECONDS
+        waits = True
+        while waits:
+            await asyncio.sleep(SOON_SECONDS)
+            waits = self._busy() and time.monotonic() < last
         self.task = None  # who asks from now on is not sure to be in this
         try:
             await self._work()
@@ -110,7 +118,10 @@ class Host:
         self._nft: Nft | None = None
         self._beginning = Together(self._thread, self._begin_all)
         self._detaching = Together(self._thread, self._detach_all)
-        self._reap = Soon(self._delete_detached)
+        self._asked_at = 0.0
+        """When a pod came or went last."""
+        self._closed: deque[int] = deque()
+        self._reap = Soon(self._delete_detached, lambda: time.monotonic() < self._asked_at + SOON_SECONDS)
         self._look = Soon(self._look_at_bridge)
         self._bridge: BridgePlan
         self.mended: list[str] = []
@@ -157,6 +168,7 @@ class Host:
     ) -> Attached:
         """Wire a pod while its record is kept, and open it when that is on disk; whatever fails, nothing stays.
         Both descriptors are the caller's. The bridge is looked at a moment later."""
+        self._asked_at = time.monotonic()
         inside = Rtnl(netlink)
         try:
             kept = asyncio.ensure_future(keep)
@@ -201,16 +213,21 @@ class Host:
         self._guards.pop(half.plan.port, None)
         pod_driver.abandon(self._rtnl, nft, half)
 
-    async def detach(self, guard: PortGuard) -> bool:
-        """Off the network when this returns; the pair is deleted with others a moment later."""
-        stood = await self._detaching(guard)
-        self._reap.ask()
-        return stood
+    async def detach(self, guard: PortGuard, index: int = 0) -> None:
+        """Off the network when this returns; the pair is deleted with others a moment later. ``index``: of the port's
+        link, 0 where it is not known."""
+        self._asked_at = time.monotonic()
+        try:
+            await self._detaching(Leaving(guard, index))
+        finally:
+            self._reap.ask()
 
-    def _detach_all(self, guards: list[PortGuard]) -> Iterable[bool | Exception]:
-        for guard in guards:
-            self._guards.pop(guard.port, None)
-        return pod_driver.detach(self._rtnl, self._opened_nft(), guards)
+    def _detach_all(self, leaving: list[Leaving]) -> Iterable[int | Exception]:
+        for one in leaving:
+            self._guards.pop(one.guard.port, None)
+        done = pod_driver.detach(self._rtnl, self._opened_nft(), leaving)
+        self._closed.extend(index for index in done if isinstance(index, int) and index)
+        return done
 
     async def cut_off(self, port: str) -> None:
         """Down for good: its pod lost its address."""
@@ -232,7 +249,7 @@ class Host:
         """Those of these pod ports that stand no more: the kernel takes a port away with its pod's namespace."""
 
         def work(ipr: Netlink, nft: Nft) -> set[str]:
-            missing = set(names) - {link.name for link in pod_driver.ports(ipr)}
+            missing = set(names) - {link.name for link in pod_driver.ports(self._rtnl)}
             return {name for name in missing if not pod_driver.stands(self._rtnl, name)}
 
         return await self.call(work)
@@ -251,7 +268,7 @@ class Host:
             unready = _switch_netfilter(ipr, bridge, config.bridge_netfilter)
             passes = bridge_driver.has_netfilter(ipr, bridge)
             hairpin = wants_hairpin(config.hairpin, passes)
-            pod_driver.set_hairpin(ipr, hairpin)
+            pod_driver.set_hairpin(self._rtnl, ipr, hairpin)
             return replace(seen, bridge_netfilter=passes, hairpin=hairpin, unready=unready,
                            healed=seen.healed + self._reloads)  # fmt: skip
 
@@ -277,7 +294,9 @@ class Host:
             return frozenset(), frozenset()
 
     async def _delete_detached(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._reaper, pod_driver.reap, self._reaper_rtnl)
+        closed = [self._closed.popleft() for _ in range(len(self._closed))]
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._reaper, pod_driver.reap, self._reaper_rtnl, closed)
 
     async def _look_at_bridge(self) -> None:
         found = await self.call(lambda ipr, nft: _mend(self._rtnl, ipr, self._bridge))

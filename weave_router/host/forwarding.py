@@ -204,9 +204,10 @@ def concerns(data: bytes, watched: Collection[tuple[str, str]]) -> bool:
             message = kind & 0xFF
             if message in _TABLES_AND_CHAINS:
                 return True
-            table = _first_name(data[at + _HEADER.size : at + length])
-            if message in _RULES and (_FAMILY_NAMES.get(family, ""), table) in watched:
-                return True
+            if message in _RULES:
+                table = _first_name(data[at + _HEADER.size : at + length])
+                if (_FAMILY_NAMES.get(family, ""), table) in watched:
+                    return True
         at += (length + 3) & ~3
     return False
 

@@ -217,8 +217,7 @@ class HandoverServer:
         client.setblocking(False)
         fds: list[int] = []
         try:
-            async with asyncio.timeout(HANDOVER_READ_SECONDS):
-                body = await _receive_untrusted(client, fds)
+            body = await _receive_untrusted(client, fds)
             if not _is_trusted(client):
                 raise BadPacket("handover: neither root nor our own user")
             if len(fds) not in (0, HANDOVER_DESCRIPTORS):
@@ -232,13 +231,18 @@ class HandoverServer:
             client.close()
 
     async def _answer(self, client: socket.socket, request: Request) -> None:
-        watcher = asyncio.create_task(_watch(client, request.hung_up))
+        loop = asyncio.get_running_loop()
+
+        def hang_up() -> None:
+            """A client says nothing after its request: whatever comes is its end."""
+            loop.remove_reader(client.fileno())
+            request.hung_up.set()
+
+        loop.add_reader(client.fileno(), hang_up)
         try:
             reply = await self._handler(request)
         finally:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+            loop.remove_reader(client.fileno())
         delivered = not request.hung_up.is_set() and await _reply(client, reply)
         if not delivered:
             request.hung_up.set()
@@ -248,10 +252,10 @@ class HandoverServer:
 async def _accept_one(listener: socket.socket) -> socket.socket:
     """By hand: asyncio's own sock_accept, cancelled as a connection comes, accepts it and raises in the loop (3.11)."""
     while True:
-        await _readable(listener)
         try:
             client, _ = listener.accept()
         except BlockingIOError:
+            await _readable(listener)
             continue
         except OSError:  # out of descriptors, or the client went: the others wait in the backlog
             await asyncio.sleep(HANDOVER_RETRY_SECONDS)
@@ -266,12 +270,22 @@ def _is_trusted(client: socket.socket) -> bool:
 
 async def _reply(client: socket.socket, reply: dict[str, Any]) -> bool:
     """True once the kernel has it for the client."""
+    message = memoryview(handover.frame(reply))
     try:
-        async with asyncio.timeout(HANDOVER_READ_SECONDS):
-            await asyncio.get_running_loop().sock_sendall(client, handover.frame(reply))
+        sent = _send(client, message)
+        if sent < len(message):
+            async with asyncio.timeout(HANDOVER_READ_SECONDS):
+                await asyncio.get_running_loop().sock_sendall(client, message[sent:])
     except (OSError, TimeoutError):
         return False
     return True
+
+
+def _send(client: socket.socket, message: memoryview) -> int:
+    try:
+        return client.send(message)
+    except BlockingIOError:
+        return 0
 
 
 async def _readable(client: socket.socket) -> None:
@@ -289,19 +303,19 @@ async def _readable(client: socket.socket) -> None:
         loop.remove_reader(client.fileno())
 
 
-async def _watch(client: socket.socket, hung_up: asyncio.Event) -> None:
-    """A client says nothing after its request: whatever comes is its end."""
-    await _readable(client)
-    hung_up.set()
-
-
 async def _receive_untrusted(client: socket.socket, fds: list[int]) -> dict[str, Any]:
-    """One whole request. Descriptors go to ``fds`` as they come, so that the caller closes them whatever happens."""
+    """One whole request, as a rule there already. Descriptors go to ``fds`` as they come, so that the caller closes
+    them whatever happens."""
     data = bytearray()
     length: int | None = None
+    end = asyncio.get_running_loop().time() + HANDOVER_READ_SECONDS
     while length is None or len(data) < handover.HEAD_BYTES + length:
-        await _readable(client)
-        piece = _recvmsg_untrusted(client, fds)
+        try:
+            piece = _recvmsg_untrusted(client, fds)
+        except BlockingIOError:
+            async with asyncio.timeout_at(end):
+                await _readable(client)
+            continue
         if not piece:
             raise BadPacket("handover: hung up")
         data += piece

@@ -8,6 +8,7 @@ conntrack, no bridge reject. What other tables do to pods is forwarding.py's.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final
 
@@ -41,8 +42,26 @@ class PortGuard:
     ipv6: tuple[IPv6Address, ...] = ()
     station: bool = False
 
+    @cached_property
+    def elements(self) -> dict[str, list[str]]:
+        """Of each set, by its name; made at the ADD, wanted again at the DEL."""
+        port, ipv4 = f'"{self.port}"', list(map(str, self.ipv4))
+        ipv6 = list(map(str, self.ipv6))
+        pods = {"pods4": ipv4, "pods6": [address for address in ipv6 if not address.startswith("fe80:")]}
+        if self.station:
+            return {"stations": [port], **pods}
+        return {
+            "returns": [f"{port} . {port}"],
+            "macs": [f"{port} . {self.mac}"],
+            "ipv4": [f"{port} . {address}" for address in ipv4],
+            "ipv6": [f"{port} . {address}" for address in ipv6],
+            "nd": [f"{port} . {int(address):#034x}" for address in self.ipv6],
+            **pods,
+        }
 
-# Every port of our name prefix is guarded, elements or not: a lost element closes a port, it opens none.
+
+# Every port of our name prefix is guarded, elements or not: a lost element closes a port, it opens none. Towards a port
+# of no pod the bridge has no unicast: it knows no MAC there and floods none.
 # A frame with a VLAN id other than 0 is another segment and only held to its MAC; Linux takes a priority tag (id 0) as
 # no tag at all, so such frames would slip past the address guards: dropped. Rules after the tag checks see bare frames.
 # ND targets stand 8 bytes into ICMPv6 (RFC 4861 section 4.3).
@@ -80,7 +99,9 @@ _GUARD_CHAINS: Final = f"""
   }}
   chain forward {{
     type filter hook forward priority 0; policy accept;
-    iifname . oifname @returns ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 counter drop comment "own multicast"
+    ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 return
+    iifname . oifname @returns counter drop comment "own multicast"
+    oifname "{PORT_PREFIX}*" oifname != @stations oifname . oifname != @returns counter drop comment "port of no pod"
   }}"""
 
 _SETS: Final = (
@@ -170,8 +191,8 @@ def guards_added(guards: Sequence[PortGuard]) -> str:
 
 
 def guards_removed(guards: Sequence[PortGuard]) -> str:
-    """Add before delete, so that elements which something flushed meanwhile fail nothing."""
-    return _change("add", guards) + _change("delete", guards)
+    """All or, where something flushed one of the elements meanwhile, none: then they are to be added first."""
+    return _change("delete", guards)
 
 
 def _change(verb: str, guards: Sequence[PortGuard]) -> str:
@@ -186,17 +207,8 @@ def _change(verb: str, guards: Sequence[PortGuard]) -> str:
 def _elements(guards: Iterable[PortGuard]) -> dict[str, list[str]]:
     elements: dict[str, list[str]] = {name: [] for _, name, _ in _SETS}
     for guard in guards:
-        port = f'"{guard.port}"'
-        elements["pods4"] += map(str, guard.ipv4)
-        elements["pods6"] += [str(address) for address in guard.ipv6 if not address.is_link_local]
-        if guard.station:
-            elements["stations"].append(port)
-            continue
-        elements["returns"].append(f"{port} . {port}")
-        elements["macs"].append(f"{port} . {guard.mac}")
-        elements["ipv4"] += [f"{port} . {address}" for address in guard.ipv4]
-        elements["ipv6"] += [f"{port} . {address}" for address in guard.ipv6]
-        elements["nd"] += [f"{port} . {int(address):#034x}" for address in guard.ipv6]
+        for name, own in guard.elements.items():
+            elements[name] += own
     return elements
 
 

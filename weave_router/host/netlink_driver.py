@@ -26,7 +26,6 @@ IFF_UP = 1
 IF_OPER_UP = 6
 NTF_MASTER = 0x04
 NUD_NOARP = 0x40
-BRIDGE_PORT_FORWARDING = 3
 
 
 @dataclass(frozen=True)
@@ -134,10 +133,12 @@ def need(ipr: Netlink | Rtnl, name: str) -> Link:
     return link
 
 
-def links(ipr: Netlink) -> list[Link]:
+def links(ipr: Netlink | Rtnl) -> list[Link]:
     """Of kernels before 6.7 the list may lack links beside one that went meanwhile: what is missing is to be looked for
     by name before anything is concluded from that."""
     with explain("list", "links"):
+        if isinstance(ipr, Rtnl):
+            return [_read_link(body) for body in ipr.links()]
         return [_link_of(message) for message in ipr.get_links()]
 
 

@@ -6,6 +6,7 @@ host number. Called by the attach handlers of the composition root and cni/.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final, cast
 
@@ -63,16 +64,20 @@ class PodPlan:
         shown = ",".join(str(one.ip) for one in self.addresses if one.version == 4)
         return f"{ALIAS_PREFIX}{self.attachment} {self.ifname} {shown}"[:_ALIAS_MAX]
 
-    @property
+    @cached_property
     def guard(self) -> PortGuard:
         ipv4 = tuple(one.ip for one in self.addresses if isinstance(one, IPv4Interface))
         ipv6 = tuple(one.ip for one in self.addresses if isinstance(one, IPv6Interface))
-        link_local = (IPv6Address(link_local_of(self.mac)),) if ipv6 else ()
+        link_local = (link_local_of(self.mac),) if ipv6 else ()
         return PortGuard(self.port, self.mac, ipv4, ipv6 + link_local, self.station)
 
     def renamed(self, salt: int) -> "PodPlan":
         """The same pod with the next port name: its first choice belongs to another pod."""
-        return replace(self, port=port_name(self.attachment, self.ifname, salt))
+        return self.on(port_name(self.attachment, self.ifname, salt))
+
+    def on(self, port: str) -> "PodPlan":
+        """The same pod by the name that its port really has."""
+        return self if port == self.port else replace(self, port=port)
 
 
 @dataclass(frozen=True)

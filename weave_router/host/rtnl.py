@@ -15,11 +15,14 @@ from weave_router.host.rtnl_numbers import (
     AF_INET,
     AF_INET6,
     AF_UNSPEC,
+    BR_STATE_DISABLED,
     IFA_ADDRESS,
     IFA_FLAGS,
     IFA_LOCAL,
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
+    IFLA_BRPORT_STATE,
+    IFLA_EXT_MASK,
     IFLA_GROUP,
     IFLA_GSO_MAX_SIZE,
     IFLA_IFALIAS,
@@ -33,6 +36,7 @@ from weave_router.host.rtnl_numbers import (
     IFLA_MASTER,
     IFLA_MTU,
     IFLA_NET_NS_FD,
+    IFLA_PROTINFO,
     NDA_LLADDR,
     NLM_F_CREATE,
     NLM_F_EXCL,
@@ -40,7 +44,10 @@ from weave_router.host.rtnl_numbers import (
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
+    RTEXT_FILTER_SKIP_STATS,
     RTM_DELLINK,
+    RTM_DELNEIGH,
+    RTM_GETADDR,
     RTM_GETLINK,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -110,6 +117,11 @@ def link_get(name: str) -> Message:
     return Message(RTM_GETLINK, 0, _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, name))
 
 
+def link_list() -> Message:
+    """Without counters, which are half of it."""
+    return Message(RTM_GETLINK, 0, _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
+
+
 def pair_new(port: str, mtu: int, bridge: int, peer: str, peer_mac: str, peer_gso: int, netns: int) -> Message:
     """Both ends at once, down: the port in its bridge, the peer in its namespace under its name, MAC and MTU."""
     inside = (
@@ -140,9 +152,20 @@ def link_up(index: int) -> Message:
     return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, IFF_UP, IFF_UP))
 
 
-def link_away(name: str, group: int) -> Message:
+def link_group(index: int, group: int) -> Message:
+    return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + _u32(IFLA_GROUP, group))
+
+
+def port_close(index: int) -> Message:
+    """Not a frame comes in or goes out by this port of a bridge until its link changes, when the kernel opens it again.
+    Free of the kernel's waits, which a link that goes down or leaves its bridge is not."""
+    state = _nested(IFLA_PROTINFO, attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED])))
+    return Message(RTM_SETLINK, 0, _LINK.pack(AF_BRIDGE, 0, index, 0, 0) + state)
+
+
+def link_away(index: int, group: int) -> Message:
     """Out of its bridge, down, and into a group."""
-    head = _LINK.pack(AF_UNSPEC, 0, 0, 0, IFF_UP) + _text(IFLA_IFNAME, name)
+    head = _LINK.pack(AF_UNSPEC, 0, index, 0, IFF_UP)
     return Message(RTM_SETLINK, 0, head + _u32(IFLA_MASTER, 0) + _u32(IFLA_GROUP, group))
 
 
@@ -165,6 +188,10 @@ def address_mode(index: int, mode: int) -> Message:
 
 
 # -- addresses, routes, forwarding ---------------------------------------------------------------------------------
+
+
+def address_list() -> Message:
+    return Message(RTM_GETADDR, 0, _ADDRESS.pack(AF_UNSPEC, 0, 0, 0, 0))
 
 
 def address_new(index: int, address: Address, flags: int = 0) -> Message:
@@ -191,6 +218,12 @@ def forwarding_entry(port: int, mac: str) -> Message:
     """Static, in the bridge of the port; sticky, for even a static one follows a frame with this source to the TAP."""
     head = _NEIGHBOUR.pack(AF_BRIDGE, port, _NUD_NOARP, _NTF_MASTER | _NTF_STICKY, 0)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, head + _mac(NDA_LLADDR, mac))
+
+
+def forwarding_gone(port: int, mac: str) -> Message:
+    """ENOENT where the bridge has the MAC at another port, or not at all."""
+    head = _NEIGHBOUR.pack(AF_BRIDGE, port, 0, _NTF_MASTER, 0)
+    return Message(RTM_DELNEIGH, 0, head + _mac(NDA_LLADDR, mac))
 
 
 def _family(value: Address | IPv4Network | IPv6Network) -> int:

@@ -7,9 +7,10 @@ needs an order asks again with the next batch. Called by pod_driver.py and netli
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final, Self
 
-from weave_router.host.rtnl import Message, attributes, link_get
+from weave_router.host.rtnl import Message, address_list, attributes, link_get, link_list
 from weave_router.host.rtnl_numbers import (
     IFA_ADDRESS,
     IFA_LOCAL,
@@ -18,9 +19,10 @@ from weave_router.host.rtnl_numbers import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
-    RTM_GETADDR,
     RTM_NEWADDR,
+    RTM_NEWLINK,
 )
+from weave_router.limits import RTNL_MESSAGES
 
 _HEAD: Final = struct.Struct("=IHHII")
 _READ_BYTES: Final = 64 * 1024
@@ -51,6 +53,10 @@ class Rtnl:
 
     def run(self, *messages: Message) -> list[int]:
         """Carry out all; per message 0 or its errno."""
+        pieces = (messages[at : at + RTNL_MESSAGES] for at in range(0, len(messages), RTNL_MESSAGES))
+        return [code for piece in pieces for code in self._run(piece)]
+
+    def _run(self, messages: Sequence[Message]) -> list[int]:
         first = self._sequence + 1
         self._sequence += len(messages)
         self._socket.send(b"".join(
@@ -67,28 +73,40 @@ class Rtnl:
         """(ifinfomsg with its attributes, errno) of one link."""
         return self._ask(link_get(name), NLM_F_REQUEST)
 
+    def links(self) -> list[bytes]:
+        """Every link's ifinfomsg with its attributes. OSError when the kernel refuses."""
+        return self._list(link_list(), RTM_NEWLINK)
+
     def addresses(self, index: int) -> list[tuple[bytes, int]]:
         """(packed address, prefix length) of a link."""
         found = []
-        self._sequence += 1
-        body = struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0)
-        self._socket.send(_HEAD.pack(_HEAD.size + len(body), RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP,
-                                     self._sequence, 0) + body)  # fmt: skip
-        done = False
-        while not done:
-            for kind, sequence, data in self._read():
-                if sequence != self._sequence:
-                    continue
-                done |= kind in (NLMSG_DONE, NLMSG_ERROR)
-                if kind == RTM_NEWADDR and struct.unpack_from("=I", data, 4)[0] == index:
-                    present = dict(attributes(data[8:]))
-                    found.append((present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b""), data[1]))
+        for data in self._list(address_list(), RTM_NEWADDR):
+            if struct.unpack_from("=I", data, 4)[0] == index:
+                present = dict(attributes(data[8:]))
+                found.append((present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b""), data[1]))
         return found
 
-    def _ask(self, message: Message, flags: int) -> tuple[bytes, int]:
+    def _list(self, message: Message, wanted: int) -> list[bytes]:
+        self._send(message, NLM_F_REQUEST | NLM_F_DUMP)
+        found: list[bytes] = []
+        while True:
+            for kind, sequence, body in self._read():
+                if sequence == self._sequence:
+                    if kind == wanted:
+                        found.append(body)
+                    elif kind == NLMSG_DONE:
+                        return found
+                    elif kind == NLMSG_ERROR:
+                        code = -int(struct.unpack_from("=i", body)[0])
+                        raise OSError(code, os.strerror(code))
+
+    def _send(self, message: Message, flags: int) -> None:
         self._sequence += 1
         head = _HEAD.pack(_HEAD.size + len(message.body), message.kind, message.flags | flags, self._sequence, 0)
         self._socket.send(head + message.body)
+
+    def _ask(self, message: Message, flags: int) -> tuple[bytes, int]:
+        self._send(message, flags)
         while True:
             for kind, sequence, body in self._read():
                 if sequence == self._sequence:

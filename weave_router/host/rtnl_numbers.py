@@ -30,6 +30,8 @@ RTM_NEWADDR: Final = 20
 RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
 RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+RTEXT_FILTER_SKIP_STATS: Final = 1 << 3
 RTA_DST: Final = 1
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
@@ -39,6 +41,7 @@ IFLA_ADDRESS: Final = 1
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
 IFLA_MASTER: Final = 10
+IFLA_PROTINFO: Final = 12
 IFLA_TXQLEN: Final = 13
 IFLA_OPERSTATE: Final = 16
 IFLA_LINKINFO: Final = 18
@@ -46,6 +49,7 @@ IFLA_IFALIAS: Final = 20
 IFLA_AF_SPEC: Final = 26
 IFLA_GROUP: Final = 27
 IFLA_NET_NS_FD: Final = 28
+IFLA_EXT_MASK: Final = 29
 IFLA_CARRIER: Final = 33
 IFLA_GSO_MAX_SIZE: Final = 41
 IFLA_INFO_KIND: Final = 1
@@ -60,6 +64,10 @@ IFLA_BRPORT_UNICAST_FLOOD: Final = 9
 IFLA_BRPORT_MULTICAST_ROUTER: Final = 25
 IFLA_BRPORT_LOCKED: Final = 39
 VETH_INFO_PEER: Final = 1
+
+# linux/if_bridge.h
+BR_STATE_DISABLED: Final = 0
+BR_STATE_FORWARDING: Final = 3
 
 # linux/if_addr.h, linux/neighbour.h
 IFA_ADDRESS: Final = 1

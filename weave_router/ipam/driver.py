@@ -75,10 +75,12 @@ class IpamDriver:
                 made, future = self._waiting[0]
                 await self._written(made, future)
                 self._waiting.popleft()
-                self._own(made.owners)
+                if made.owners:
+                    self._own(made.owners)
                 if made.retired:
                     self._bury(made.retired)
-                self._say(made.words)
+                if made.words:
+                    self._say(made.words)
             self._idle.set()
 
     async def close(self) -> None:
@@ -92,7 +94,10 @@ class IpamDriver:
     async def _written(self, made: Step, future: Future[object] | None) -> None:
         while future is not None:
             try:
-                await asyncio.wrap_future(future)
+                if future.done():  # in one commit with what was waited for before
+                    future.result()
+                else:
+                    await asyncio.wrap_future(future)
                 self.trouble = ""
                 return
             except UserError as error:
