@@ -21,6 +21,7 @@ from weave_router.cni.addresses import Addresses, ByHand
 from weave_router.cni.attachments import Attachments, PodSettings, Rival
 from weave_router.cni.codes import Code
 from weave_router.cni.service import CniService
+from weave_router.errors import UserError
 from weave_router.host.bridge import BridgePlan
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.handover_driver import Request
@@ -41,7 +42,10 @@ class World:
         self.rows: dict[tuple[str, str], Attachment] = {}
         self.wired: dict[str, PodPlan] = {}
         self.problems: tuple[str, ...] = ()
-        self.fault: HostError | None = None
+        self.fault: UserError | None = None
+        self.full = False
+        """The disk, for deletions."""
+        self.after_look: Callable[[], None] = lambda: None
         self.waited_for: list[tuple[int, bytes]] = []
         address = IPv4Address(bridge) if bridge else None
         settings = PodSettings(UNIVERSE, TWIN, BridgePlan("weave", "weave-tap", 1368, None, ()), address, 1368, "boot",
@@ -70,6 +74,8 @@ class World:
         self.rows[attachment.container, attachment.ifname] = attachment
 
     def attachment_delete(self, container: str, ifname: str) -> None:
+        if self.full:
+            raise UserError("the disk is full")
         del self.rows[container, ifname]
 
     # the journal
@@ -92,7 +98,9 @@ class World:
         return Seen(self.problems, "02:00:00:00:00:01", "0a:58:0a:20:00:01", True, True)
 
     async def gone(self, names: Iterable[str]) -> set[str]:
-        return set(names) - set(self.wired)
+        gone = set(names) - set(self.wired)
+        self.after_look()
+        return gone
 
     def ask(self, verb: str, container: str = "c1", version: str = "1.1.0", *, args: str = "IP=10.32.0.5",
             inode: int = INODE, raw: str | None = None, ifname: str = "eth0", **config: Any) -> dict[str, Any]:
@@ -293,3 +301,34 @@ def test_gc_frees_only_what_is_surely_gone(spared_by: str, freed: bool) -> None:
     name = "other" if spared_by == "another network" else "weave"
     assert world.ask("GC", name=name, **{"cni.dev/valid-attachments": listed}) == {}
     assert (world.rows == {}) == freed
+
+
+def test_gc_spares_a_pod_that_came_again_while_it_looked() -> None:
+    """In the same namespace, with the same address: on record it is the one whose port was gone."""
+    world = attached(World())
+    wired = world.wired.copy()
+    world.wired.clear()
+    world.after_look = lambda: world.wired.update(wired)
+    assert world.ask("GC", **{"cni.dev/valid-attachments": []}) == {}
+    assert world.wired == wired and world.rows != {}
+
+
+@pytest.mark.parametrize("again", ["DEL", "ADD"])
+def test_a_record_that_the_disk_kept_goes_with_the_next_request(again: str) -> None:
+    """Else its address would be refused to all others until the next start."""
+    world = attached(World())
+    world.full = True
+    assert world.ask("DEL")["code"] == Code.WIRING_FAILED
+    assert world.wired == {} and world.rows != {}
+    world.full = False
+    assert "code" not in world.ask(again)
+    assert (world.rows == {}) == (again == "DEL")
+
+
+def test_a_record_of_an_add_that_failed_goes_with_its_del() -> None:
+    world = World()
+    world.fault, world.full = UserError("no pair"), True
+    assert world.ask("ADD")["code"] == Code.WIRING_FAILED
+    assert world.rows != {}
+    world.full = False
+    assert world.ask("DEL") == {} and world.rows == {}

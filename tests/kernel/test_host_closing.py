@@ -123,6 +123,13 @@ def test_nothing_passes_a_closed_port(trio: Trio, harm: Callable[[Trio], None]) 
     assert A.mac not in trio.node.netns.run("bridge", "fdb", "show", "br", "weave")  # it may be on another node by now
 
 
+def test_who_looks_sees_that_it_was_detached(trio: Trio) -> None:
+    """Else an ADD that is repeated after a DEL that failed would find the pod as it should be."""
+    assert trio.node.netns.call(pod_driver.verify, trio.node.rtnl, trio.plans[0]) == []
+    trio.detach()
+    assert "was detached" in trio.node.netns.call(pod_driver.verify, trio.node.rtnl, trio.plans[0])[0]
+
+
 def test_its_address_is_another_pods_at_once(trio: Trio, make_netns: Callable[[], Netns]) -> None:
     """And the deletion that comes later takes nothing from that one."""
     index, heir = trio.detach(), make_netns()
@@ -135,9 +142,10 @@ def test_its_address_is_another_pods_at_once(trio: Trio, make_netns: Callable[[]
     trio.pods[1].run("ping", "-c1", "-W1", A.v6)
 
 
-def test_a_port_that_nobody_may_close_leaves_the_bridge(trio: Trio) -> None:
-    trio.node.netns.run("ip", "link", "set", "weave", "type", "bridge", "stp_state", "1")
-    trio.detach()
+@pytest.mark.parametrize("harm", ["ip link set weave type bridge stp_state 1", "ip link set {} down"])
+def test_a_port_that_nobody_may_close_leaves_the_bridge(trio: Trio, harm: str) -> None:
+    trio.node.netns.run(*harm.format(trio.plans[0].port).split())
+    assert trio.detach() > 0
     port = trio.node.netns.call(find, trio.node.ipr, trio.plans[0].port)
     assert (port.master, port.up, port.group) == (0, False, GRAVE_GROUP)
 

@@ -110,6 +110,8 @@ class Attachments:
         self._numbers: dict[tuple[str, str], tuple[int, ...]] = {}
         self._users: dict[int, tuple[str, str]] = {}
         """Whose a number is, from before it is wired: two pods of one MAC would share an entry of the bridge."""
+        self._left: set[tuple[str, str]] = set()
+        """Pods that are gone, and whose records the disk would not let go."""
         self._busy: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     # -- start -----------------------------------------------------------------------------------------------------
@@ -219,6 +221,7 @@ class Attachments:
         async def keep() -> None:
             nonlocal kept
             await self._addresses.keep(Holder(*key), lambda: self._store.attachment_put(attachment), before)
+            self._left.discard(key)  # in the place of one that was left
             kept = True
 
         try:
@@ -278,7 +281,9 @@ class Attachments:
 
     async def _forget(self, key: tuple[str, str], but: tuple[int, ...] = ()) -> None:
         self._drop(key)
+        self._left.add(key)
         await self._addresses.give_back(Holder(*key), lambda: self._store.attachment_delete(*key), but)
+        self._left.discard(key)
 
     # -- detach ----------------------------------------------------------------------------------------------------
 
@@ -291,6 +296,8 @@ class Attachments:
             held = self._held.get(key)
             if held is not None:
                 await self._unwire(key)
+            elif key in self._left:
+                await self._forget(key)
             else:
                 await self._addresses.give_back(Holder(*key))
             return held

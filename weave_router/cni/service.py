@@ -209,8 +209,8 @@ class CniService:
     # -- GC --------------------------------------------------------------------------------------------------------
 
     async def _collect(self, wanted: verbs.Request) -> dict[str, Any]:
-        """Made under this network's name, not listed, and its port is gone: the kernel took it with the namespace.
-        Attachments of another boot were released at the start."""
+        """Made under this network's name, not listed, and its port is gone: the kernel took it with the namespace. Who
+        came again meanwhile has a port. Attachments of another boot were released at the start."""
         await self.drain()
         ours = [held for held in self._attachments.all() if held.network == wanted.network]
         gone = await self._host.gone([held.host_ifname for held in ours])
@@ -220,7 +220,7 @@ class CniService:
                 continue
             lock = self._lock(key)
             async with lock:
-                if self._attachments.get(*key) == held:
+                if self._attachments.get(*key) == held and await self._host.gone([held.host_ifname]):
                     _log.info("collected", extra={"container": held.container, "ifname": held.ifname})
                     await self._attachments.detach(*key)
         return DONE

@@ -86,9 +86,9 @@ def _find(rtnl: Rtnl, name: str) -> Link | None:
 def _read_link(body: bytes) -> Link:
     """An ifinfomsg and its attributes."""
     index, flags = struct.unpack_from("=iI", body, 4)
-    found = dict(_attributes(body[16:]))
-    info = dict(_attributes(found.get(n.IFLA_LINKINFO, b"")))
-    port = dict(_attributes(info.get(n.IFLA_INFO_SLAVE_DATA, b"")))
+    found = _attributes(body[16:])
+    info = _attributes(found.get(n.IFLA_LINKINFO, b""))
+    port = _attributes(info.get(n.IFLA_INFO_SLAVE_DATA, b""))
     return Link(
         index=index,
         name=_text(found, n.IFLA_IFNAME),

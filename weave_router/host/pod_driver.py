@@ -181,6 +181,7 @@ def verify(ipr: Netlink | Rtnl, plan: PodPlan) -> list[str]:
         return [f"{plan.port if port is None else plan.bridge} is gone"]
     flags = {name: value for name, value in _port_flags(plan).items() if name != "locked" or "locked" in port.port}
     checks = {
+        f"{plan.port} was detached": port.group != GRAVE_GROUP,
         f"{plan.port} is no port of {plan.bridge}": port.master == bridge.index,
         f"{plan.port} is down": port.up,
         f"the MTU of {plan.port} is {port.mtu} instead of {plan.mtu}": port.mtu == plan.mtu,

@@ -5,7 +5,6 @@ linux/netlink.h, rtnetlink.h, if_link.h, neighbour.h. rtnl_driver.py numbers, se
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
@@ -83,15 +82,17 @@ def attribute(kind: int, data: bytes) -> bytes:
     return _HEAD.pack(4 + len(data), kind) + data + bytes(-len(data) % 4)
 
 
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(kind, payload) of each that stands in ``data``."""
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = _HEAD.unpack_from(data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
+def attributes(data: bytes) -> dict[int, bytes]:
+    """kind -> payload of each that stands in ``data``. A link has a hundred of them, and an ADD reads five links."""
+    found: dict[int, bytes] = {}
+    at, last, unpack = 0, len(data) - _HEAD.size, _HEAD.unpack_from
+    while at <= last:
+        length, kind = unpack(data, at)
+        if length < _HEAD.size:
+            break
+        found[kind & 0x3FFF] = data[at + 4 : at + length]
         at += (length + 3) & ~3
+    return found
 
 
 def _nested(kind: int, *inner: bytes) -> bytes:
@@ -118,7 +119,7 @@ def link_get(name: str) -> Message:
 
 
 def link_list() -> Message:
-    """Without counters, which are half of it."""
+    """Without counters."""
     return Message(RTM_GETLINK, 0, _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS))
 
 

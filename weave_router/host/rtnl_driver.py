@@ -57,17 +57,19 @@ class Rtnl:
         return [code for piece in pieces for code in self._run(piece)]
 
     def _run(self, messages: Sequence[Message]) -> list[int]:
+        """What is refused is answered, of the others only the last: each answer is a call that lets go of the
+        interpreter's lock."""
         first = self._sequence + 1
-        self._sequence += len(messages)
+        last = self._sequence = self._sequence + len(messages)
         self._socket.send(b"".join(
-            _HEAD.pack(_HEAD.size + len(m.body), m.kind, m.flags | NLM_F_REQUEST | NLM_F_ACK, first + n, 0) + m.body
-            for n, m in enumerate(messages)))  # fmt: skip
+            _HEAD.pack(_HEAD.size + len(m.body), m.kind, m.flags | NLM_F_REQUEST | (n == last and NLM_F_ACK), n, 0)
+            + m.body for n, m in enumerate(messages, start=first)))  # fmt: skip
         codes: dict[int, int] = {}
-        while len(codes) < len(messages):
+        while last not in codes:
             for kind, sequence, body in self._read():
-                if kind == NLMSG_ERROR and first <= sequence < first + len(messages):
+                if kind == NLMSG_ERROR and first <= sequence <= last:
                     codes[sequence] = -int(struct.unpack_from("=i", body)[0])
-        return [codes[first + n] for n in range(len(messages))]
+        return [codes.get(n, 0) for n in range(first, last + 1)]
 
     def link(self, name: str) -> tuple[bytes, int]:
         """(ifinfomsg with its attributes, errno) of one link."""
@@ -82,7 +84,7 @@ class Rtnl:
         found = []
         for data in self._list(address_list(), RTM_NEWADDR):
             if struct.unpack_from("=I", data, 4)[0] == index:
-                present = dict(attributes(data[8:]))
+                present = attributes(data[8:])
                 found.append((present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b""), data[1]))
         return found
 
