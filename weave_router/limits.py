@@ -271,9 +271,9 @@ SOON_SECONDS: Final = 0.05
 """Detached pairs are deleted together after this pause: 20 pairs cost as much as one (20 ms). And the bridge is looked
 at so long after an ADD, once for all ADDs of that time."""
 
-PUT_OFF_SECONDS: Final = 0.5
-"""Longest time that the deletion of pairs waits for a moment in which no pod comes or goes: 200 pods are gone in half
-of that, and the ports that wait meanwhile, as a rule fewer than a node has pods, fit its bridge (1,023 ports)."""
+PUT_OFF_SECONDS: Final = 1.0
+"""Longest time that the deletion of pairs waits for a moment in which no pod comes or goes: on an idle machine 200 pods
+are gone long before, and on a busy one the ports that wait fit the bridge (1,023) beside those of a full node."""
 
 MENDED_SHOWN: Final = 16
 """Changes of the bridge that status names, the latest: whoever makes them makes them again."""

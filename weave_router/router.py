@@ -46,6 +46,7 @@ from weave_router.host.bridge import BridgePlan
 from weave_router.host.driver import Host
 from weave_router.host.forwarding_driver import Watch
 from weave_router.host.handover_driver import HandoverServer
+from weave_router.host.rtnl_driver import Rtnl
 from weave_router.ipam import start_driver
 from weave_router.ipam.allocator import Holder
 from weave_router.ipam.driver import IpamDriver
@@ -199,7 +200,8 @@ class Router:
                 raise UserError(sentence)
             below = underlay_driver.underlay(ipr, literals(config.targets), own_links=own_links)
             self.default_ipv6 = underlay_driver.has_default_route(ipr, AF_INET6)
-            self.addresses = self._own_addresses(ipr)
+            with Rtnl() as rtnl:
+                self.addresses = self._own_addresses(rtnl)
             self._live = pod_driver.live(ipr, config.bridge)
         finally:
             ipr.close()
@@ -222,11 +224,11 @@ class Router:
             return IPv4Address(int(stored))
         return None
 
-    def _own_addresses(self, ipr: netlink_driver.Netlink) -> list[str]:
+    def _own_addresses(self, rtnl: Rtnl) -> list[str]:
         if self.config.host:
             return [self.config.host]
         return [address for address in kernel_driver.host_addresses(
-            ipr, own_links=(self.config.bridge, self.config.tap)) if not self._inside(address)]
+            rtnl, own_links=(self.config.bridge, self.config.tap)) if not self._inside(address)]
 
     def _inside(self, address: str) -> bool:
         return self.universe.number_of(ip_address(address)) is not None
@@ -550,7 +552,7 @@ class Router:
                     await self._look_at_addresses()
 
     async def _look_at_addresses(self) -> None:
-        addresses = await self.host.call(lambda ipr, nft: self._own_addresses(ipr))
+        addresses = await self.host.ask(self._own_addresses)
         if addresses != self.addresses:
             self.addresses = addresses
             self.tunnel.local_addresses_set(frozenset(addresses))

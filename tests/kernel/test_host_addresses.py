@@ -7,7 +7,7 @@ import pytest
 from kernel.fastpath_pair import Namespace
 
 from weave_router.host import kernel_driver
-from weave_router.host.netlink_driver import open_netlink
+from weave_router.host.rtnl_driver import Rtnl
 
 
 @pytest.fixture
@@ -21,11 +21,8 @@ def space() -> Iterator[Namespace]:
 
 def found(space: Namespace) -> list[str]:
     def ask() -> list[str]:
-        ipr = open_netlink()
-        try:
-            return kernel_driver.host_addresses(ipr, own_links=("weave",))
-        finally:
-            ipr.close()
+        with Rtnl() as rtnl:
+            return kernel_driver.host_addresses(rtnl, own_links=("weave",))
 
     return space.call(ask)
 
@@ -37,6 +34,7 @@ def test_each_change_is_heard_once(space: Namespace) -> None:
             ("addr add 192.0.2.1/24 dev under", ["192.0.2.1"]),
             ("addr add 2001:db8::1/64 dev under nodad", ["192.0.2.1", "2001:db8::1"]),
             ("addr del 192.0.2.1/24 dev under", ["2001:db8::1"]),
+            ("addr add 198.51.100.1 peer 198.51.100.2 dev under", ["198.51.100.1", "2001:db8::1"]),
             ("link set under down", []),
         ):
             assert not changes.heard()

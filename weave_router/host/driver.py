@@ -149,6 +149,10 @@ class Host:
         """Run it on the room's thread, with its netlink and nft."""
         return await self._run(lambda: work(self._ipr, self._opened_nft()))
 
+    async def ask(self, work: Callable[[Rtnl], T]) -> T:
+        """Likewise, with its bare netlink."""
+        return await self._run(lambda: work(self._rtnl))
+
     async def build(
         self, plan: BridgePlan, config: LaunchConfig, universe_v6: IPv6Network | None, guards: Sequence[PortGuard]
     ) -> None:

@@ -10,7 +10,8 @@ from ipaddress import ip_interface
 from pathlib import Path
 from typing import Final, Self
 
-from weave_router.host.netlink_driver import Netlink, addresses, links
+from weave_router.host.netlink_driver import addresses_by_link, links
+from weave_router.host.rtnl_driver import Rtnl
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _NET_DEV: Final = Path("/proc/self/net/dev")
@@ -69,8 +70,8 @@ def _udp6_errors(snmp6: str) -> int:
 
 
 class AddressChanges:
-    """Whether the kernel told of an address or an interface since the last question: to list all of a node with its
-    pods takes 1 ms for each."""
+    """Whether the kernel told of an address or an interface since the last question: every pod that comes or goes is
+    one, and the list has all of them."""
 
     def __init__(self) -> None:
         """OSError: the namespace gives no socket."""
@@ -99,15 +100,15 @@ class AddressChanges:
         return heard
 
 
-def host_addresses(ipr: Netlink, *, own_links: Collection[str] = ()) -> list[str]:
+def host_addresses(rtnl: Rtnl, *, own_links: Collection[str] = ()) -> list[str]:
     """Addresses that other hosts may reach us at: no loopback, no link-local, none of our own bridge and ports."""
     found: list[str] = []
-    every = links(ipr)
+    every, by_link = links(rtnl), addresses_by_link(rtnl)
     ours = {link.index for link in every if link.name in own_links}
     for link in every:
         if link.name == "lo" or link.index in ours or link.master in ours or not link.up:
             continue
-        for text in addresses(ipr, link.index):
+        for text in by_link.get(link.index, ()):
             address = ip_interface(text).ip
             if not (address.is_link_local or address.is_loopback or address.is_multicast):
                 found.append(str(address))

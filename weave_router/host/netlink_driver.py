@@ -186,6 +186,15 @@ def _port_of(data: Any) -> dict[str, Any]:
 def addresses(ipr: Netlink | Rtnl, index: int) -> list[str]:
     """All addresses of a link as ``address/length``."""
     if isinstance(ipr, Rtnl):
-        return [f"{ip_address(packed)}/{length}" for packed, length in ipr.addresses(index)]
+        return addresses_by_link(ipr).get(index, [])
     with explain("list addresses of", f"link {index}"):
         return [f"{m.get_attr('IFA_ADDRESS')}/{m['prefixlen']}" for m in ipr.get_addr(index=index)]
+
+
+def addresses_by_link(rtnl: Rtnl) -> dict[int, list[str]]:
+    """Of every link that has one, by its index, likewise."""
+    found: dict[int, list[str]] = {}
+    with explain("list", "addresses"):
+        for index, packed, length in rtnl.addresses():
+            found.setdefault(index, []).append(f"{ip_address(packed)}/{length}")
+    return found

@@ -79,13 +79,13 @@ class Rtnl:
         """Every link's ifinfomsg with its attributes. OSError when the kernel refuses."""
         return self._list(link_list(), RTM_NEWLINK)
 
-    def addresses(self, index: int) -> list[tuple[bytes, int]]:
-        """(packed address, prefix length) of a link."""
+    def addresses(self) -> list[tuple[int, bytes, int]]:
+        """(index of the link, packed address, prefix length) of all links."""
         found = []
         for data in self._list(address_list(), RTM_NEWADDR):
-            if struct.unpack_from("=I", data, 4)[0] == index:
-                present = attributes(data[8:])
-                found.append((present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b""), data[1]))
+            present = attributes(data[8:])
+            packed = present.get(IFA_LOCAL) or present.get(IFA_ADDRESS, b"")
+            found.append((struct.unpack_from("=I", data, 4)[0], packed, data[1]))
         return found
 
     def _list(self, message: Message, wanted: int) -> list[bytes]:
