@@ -20,6 +20,8 @@ from weave_router import limits
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_.:/@%+,()\[\]-]+")
+FINISH_SECONDS = 2.0
+"""What a reader has, at the end, for what is queued."""
 
 
 class LogfmtFormatter(logging.Formatter):
@@ -95,7 +97,7 @@ class _Writer(threading.Thread):
         """Write what is queued; give up on a reader that takes nothing for seconds."""
         with contextlib.suppress(queue.Full):
             self._records.put(None, timeout=1.0)
-        self.join(2.0)
+        self.join(FINISH_SECONDS)
 
 
 def _to_stderr(line: str) -> None:

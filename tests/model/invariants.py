@@ -8,7 +8,7 @@ each function says in one line what it holds. Knows the core's values, nothing o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import pairwise, permutations
 from typing import NamedTuple
 
@@ -221,7 +221,8 @@ def i17_who_has_spare_blocks_gives(one: Node, other: Node) -> str | None:
         _, answers = step(donor, Receive(question))
         for gift in _sent(answers, Tell):
             state, _ = step(asker, Receive(gift))
-            fresh = [b for b, r in state.registers.items() if r.owner == asker.me != asker.registers[b].owner]
+            before = {b for b, r in asker.registers.items() if r.owner == asker.me}
+            fresh = [b for b, r in state.registers.items() if r.owner == asker.me and b not in before]
             if fresh and Granted(fresh[0]) in step(state, Occupy(fresh[0]))[1]:
                 return None
     return f"I17 {name(one)} gets no block of {name(other)}, which has {len(spare)} to spare"
@@ -433,11 +434,15 @@ SENT: tuple[Callable[[Node, Message], str | None], ...] = (
 )
 
 
-def violations(nodes: Iterable[Node]) -> Iterator[str]:
-    """Everything that is wrong in this cluster, in words."""
+def violations(nodes: Iterable[Node], right: Collection[Node] = ()) -> Iterator[str]:
+    """Everything that is wrong in this cluster, in words. ``right``: nodes, as they are now, that were found right
+    among each other."""
     everybody = tuple(nodes)
+    known = {id(node) for node in right}
     yield from (found for node in everybody for rule in ONE if (found := rule(node)))
-    yield from (found for a, b in permutations(everybody, 2) for rule in (*TWO, *ASKED) if (found := rule(a, b)))
+    for a, b in permutations(everybody, 2):
+        if not {id(a), id(b)} <= known:
+            yield from (found for rule in (*TWO, *ASKED) if (found := rule(a, b)))
     for node in everybody:
         if node.book is not None:
             yield from (f"{name(node)}: {wrong}" for rule in BOOK if (wrong := rule(node.book, node.numbers)))

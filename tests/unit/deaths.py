@@ -40,12 +40,12 @@ def die_at(nth: int, power: bool, state: Path, life: Life) -> tuple[bytes, bool]
     return said, status == EXIT_CRASHED
 
 
-def every_death(scratch: Path, life: Life, judge: Judge) -> dict[str, object]:
-    """How many deaths, and the first thing that was wrong."""
+def every_death(scratch: Path, life: Life, judge: Judge, powers: tuple[bool, ...] = (False, True)) -> dict[str, object]:
+    """How many deaths, and the first thing that was wrong. ``powers``: killed, without power, or both."""
     deaths = 0
     for nth in range(1, 10_000):
         died = False
-        for power in (False, True):
+        for power in powers:
             state = scratch / f"{nth}-{power}"
             said, crashed = die_at(nth, power, state, life)
             for shared in state.glob("*-shm"):  # memory does not outlive the process here: nobody else has it mapped

@@ -282,8 +282,10 @@ class Network:
 
     def agree(self) -> bool:
         """Every running node holds the same bytes for every node, and reaches all running ones."""
-        first, *rest = [{signed.node_id: signed.hash for signed in node.core.table} for node in self.running()]
-        return all(table == first for table in rest) and self.all_reachable()
+        first, *rest = [node.core.table for node in self.running()]
+        hashes = {signed.node_id: signed.hash for signed in first}
+        same = all({signed.node_id: signed.hash for signed in table} == hashes for table in rest)
+        return same and self.all_reachable()
 
     def all_reachable(self) -> bool:
         ids = {node.core.node_id for node in self.running()}

@@ -129,24 +129,26 @@ def difference(state: Path, acknowledged: int, expected: list[list[str]]) -> str
     return None if found in allowed else f"found {found}, allowed {allowed}"
 
 
-def main(scratch: Path) -> dict[str, object]:
+def main(scratch: Path, powers: tuple[bool, ...]) -> dict[str, object]:
     expected = states(scratch / "undisturbed")
 
     def lived(state: Path, say: Callable[[bytes], object]) -> None:
         for _ in life(state):
             say(b".")
 
-    return every_death(scratch, lived, lambda state, said: difference(state, len(said), expected))
+    return every_death(scratch, lived, lambda state, said: difference(state, len(said), expected), powers)
 
 
-MUTANTS: dict[str, Callable[[], object]] = {
-    "none": lambda: None,
-    "not synced": lambda: setattr(store_file, "_PRAGMAS", ("synchronous = NORMAL", *store_file._PRAGMAS[1:])),
-    "no directory sync": lambda: setattr(store_file, "_fsync", lambda path: None),
-    "two commits": lambda: setattr(Store, "batch", lambda store: store._serial),
+NO_SYNC = ("synchronous = NORMAL", *store_file._PRAGMAS[1:])
+MUTANTS: dict[str, tuple[Callable[[], object], tuple[bool, ...]]] = {
+    "none": (lambda: None, (False, True)),
+    "not synced": (lambda: setattr(store_file, "_PRAGMAS", NO_SYNC), (True,)),
+    "no directory sync": (lambda: setattr(store_file, "_fsync", lambda path: None), (True,)),
+    "two commits": (lambda: setattr(Store, "batch", lambda store: store._serial), (False,)),
 }
-"""What the test breaks to see that the harness notices."""
+"""What the test breaks to see that the harness notices, and whether by a kill or by a loss of power."""
 
 if __name__ == "__main__":
-    MUTANTS[sys.argv[2]]()
-    print(json.dumps(main(Path(sys.argv[1]))))
+    mutate, powers = MUTANTS[sys.argv[2]]
+    mutate()
+    print(json.dumps(main(Path(sys.argv[1]), powers)))

@@ -104,7 +104,7 @@ def test_a_stalled_stream_costs_records_not_time(restored) -> None:
 def test_a_reader_that_never_reads_does_not_delay_the_end(tmp_path) -> None:
     """A process whose stderr is a full pipe logs and ends."""
     script = (
-        "import logging\nfrom weave_router import log\noutput = log.configure('info')\n"
+        "import logging\nfrom weave_router import log\nlog.FINISH_SECONDS = 0.2\noutput = log.configure('info')\n"
         "for number in range(3000):\n    logging.getLogger('weave_router.x').info('line %d %s', number, 'x' * 100)\n"
         "output.close()\n"
     )

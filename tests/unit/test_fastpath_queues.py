@@ -6,6 +6,7 @@ The plain one has a list per flow and no arena. Costs, turns and victims are RFC
 
 import random
 from array import array
+from collections import deque
 from dataclasses import dataclass, field
 
 from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, VICTIM_FRAMES, Queues
@@ -19,12 +20,9 @@ FRAME_WEIGHT = 1536
 @dataclass
 class Flow:
     source: int
-    frames: list[tuple[int, int]] = field(default_factory=list)  # (number, size)
+    frames: deque[tuple[int, int]] = field(default_factory=deque)  # (number, size)
     deficit: int = 0
-
-    @property
-    def cost(self) -> int:
-        return sum(size + FRAME_COST for _, size in self.frames)
+    cost: int = 0
 
 
 @dataclass
@@ -37,17 +35,22 @@ class Plain:
     victim: int = -1
     victim_frames: int = 0
     victim_cost: int = 0
+    bytes: int = 0
+    weight: int = 0
+
+    def count(self, flow: Flow, size: int, sign: int) -> None:
+        span = (128 + size + 63) & ~63
+        flow.cost += sign * (size + FRAME_COST)
+        self.bytes += sign * span
+        self.weight += sign * (span + FRAME_WEIGHT)
+
+    def pop(self, flow: Flow) -> tuple[int, int]:
+        number, size = flow.frames.popleft()
+        self.count(flow, size, -1)
+        return number, size
 
     def quantum(self, source: int) -> int:
         return max(QUANTUM // sum(flow.source == source for flow in self.flows.values()), QUANTUM_LEAST)
-
-    @property
-    def bytes(self) -> int:
-        return sum((128 + size + 63) & ~63 for flow in self.flows.values() for _, size in flow.frames)
-
-    @property
-    def weight(self) -> int:
-        return self.bytes + FRAME_WEIGHT * sum(len(flow.frames) for flow in self.flows.values())
 
     def put(self, number: int, size: int, key: int, source: int) -> list[int]:
         if key not in self.flows:
@@ -55,6 +58,7 @@ class Plain:
             self.flows[key].deficit = self.quantum(source)
             self.sparse.append(key)
         self.flows[key].frames.append((number, size))
+        self.count(self.flows[key], size, 1)
         gone = []
         while self.weight > QUEUE_WEIGHT:
             if self.victim_frames and self.victim in self.flows and self.flows[self.victim].cost > self.victim_cost:
@@ -62,7 +66,7 @@ class Plain:
             else:
                 self.victim, self.victim_frames = self.longest(), VICTIM_FRAMES - 1
                 self.victim_cost = self.flows[self.victim].cost // 2
-            gone.append(self.flows[self.victim].frames.pop(0)[0])
+            gone.append(self.pop(self.flows[self.victim])[0])
         return gone
 
     def longest(self) -> int:
@@ -89,7 +93,7 @@ class Plain:
                 flow.deficit += self.quantum(flow.source)
                 self.others.append(key)
             else:
-                number, size = flow.frames.pop(0)
+                number, size = self.pop(flow)
                 flow.deficit -= size + FRAME_COST
                 return number
         return None

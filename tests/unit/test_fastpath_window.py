@@ -81,7 +81,7 @@ def test_edges(sequence: list[tuple[int, bool]]) -> None:
 
 def test_no_worker_accepts_what_another_is_about_to_accept() -> None:
     """Where no program steers datagrams by lane, the copies of one come to several workers."""
-    count, window = 4_000_000, Window()
+    count, window = 2_000_000, Window()
     assert window.accept(0)
     with ThreadPoolExecutor(2) as pool:
         again = pool.submit(window.accept_newest, count)

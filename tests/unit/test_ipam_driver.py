@@ -160,7 +160,8 @@ def test_the_run_directory_remembers_how_new_the_store_was(tmp_path: Path) -> No
 # -- words follow the disk -----------------------------------------------------------------------------------------
 
 
-async def test_words_and_owners_wait_for_their_rows(world: World) -> None:
+async def test_words_and_owners_wait_for_their_rows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipam_driver, "WRITE_AGAIN_SECONDS", 0.01)
     driver = world.driver()
     running = asyncio.create_task(driver.run())
     world.fail = True
@@ -195,7 +196,8 @@ async def test_an_attach_that_the_disk_refuses_is_taken_back(world: World, monke
     running.cancel()
 
 
-async def test_an_attachment_that_fails_takes_its_address_along(world: World) -> None:
+async def test_an_attachment_that_fails_takes_its_address_along(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipam_driver, "WRITE_AGAIN_SECONDS", 0.01)
     driver = world.driver()
     running = asyncio.create_task(driver.run())
     world.store.attachment_put(pod(int(IPv4Address("10.32.0.2")), "by hand"))

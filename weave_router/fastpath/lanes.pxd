@@ -2,12 +2,12 @@
 # tun gives a flow it has no entry for the queue of its own secret hash, every write moves the flow to the queue written
 # through, and what was not written to for 3 s is forgotten. So a flow is noted with the worker that it is first read by
 # or written through: that one's lane and queue are the flow's, also while tun lets another worker read it, who then
-# shares the lane's counters. Each entry is one word: a race costs a stale one, never a torn one. Called by inside, join.
-from libc.stdint cimport uint32_t
+# shares the lane's counters. Each entry is one word: a race costs a stale one, never a torn one. Called by inside, join, transmit.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from weave_router.fastpath.frame cimport Frame, flow_hash
-from weave_router.fastpath.includes.native cimport acquire32, release32
-from weave_router.fastpath.state cimport FLOW_QUEUES, Worker
+from weave_router.fastpath.includes.native cimport acquire32, release32, spin_lock, spin_unlock
+from weave_router.fastpath.state cimport FLOW_QUEUES, TxLane, Worker
 
 
 cdef inline bint lanes_are_kept(const Worker *w) noexcept nogil:
@@ -36,3 +36,27 @@ cdef inline int queue_of(Worker *w, const Frame *f) noexcept nogil:
         return w.tap_fd
     flow = flow_hash(f)
     return w.shared.tap_fds[noted(w, flow, <int>(flow % <uint32_t>w.workers))]
+
+
+cdef inline uint64_t take_nonces(TxLane *lane, int epoch, int n) noexcept nogil:
+    """The first of `n` consecutive counters. 0 when this epoch was used and left before."""
+    if not lane.live or lane.epoch != epoch:
+        if lane.used & (1 << epoch):
+            return 0
+        lane.used |= <uint16_t>(1 << epoch)
+        lane.epoch = <uint8_t>epoch
+        lane.live = 1
+        lane.counter = 0
+    lane.counter += <uint64_t>n
+    return lane.counter - <uint64_t>n + 1
+
+
+cdef inline uint64_t next_nonces(const Worker *w, TxLane *lane, int epoch, int n) noexcept nogil:
+    """The same for who shares the lane."""
+    cdef uint64_t first
+    if not lanes_are_kept(w):
+        return take_nonces(lane, epoch, n)
+    spin_lock(&lane.lock)
+    first = take_nonces(lane, epoch, n)
+    spin_unlock(&lane.lock)
+    return first

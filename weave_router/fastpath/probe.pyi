@@ -23,6 +23,12 @@ class Parsed(NamedTuple):
     payload: int
     fragment: bool
 
+class Lane:
+    """A lane that readers share, where no program steers."""
+
+    def take(self, epoch: int, n: int, times: int, readers: int) -> list[int]:
+        """The first counters of so many runs of ``n``, 0 for none; without the GIL, when so many readers are here."""
+
 class Queues:
     waiting: tuple[int, int, int]
     """(frames, bytes, weight)"""

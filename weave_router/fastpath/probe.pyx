@@ -3,6 +3,7 @@
 
 The product imports nothing from here. No logic of its own: each function copies in, calls, copies out.
 """
+from array import array
 from collections import namedtuple
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -18,8 +19,9 @@ from weave_router.fastpath.frame cimport (
     seed_checksum,
 )
 from weave_router.fastpath.includes.linux cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from weave_router.fastpath.includes.native cimport acquire32, acquire64, csum_fold, csum_partial, spin_lock, spin_unlock
+from weave_router.fastpath.includes.native cimport acquire32, acquire64, add32, csum_fold, csum_partial, spin_lock, spin_unlock
 from weave_router.fastpath.credits cimport CREDITS, credits_sweep
+from weave_router.fastpath.lanes cimport next_nonces
 from weave_router.fastpath.queues cimport (
     FRAME_COST as C_FRAME_COST,
     QUANTUM as C_QUANTUM,
@@ -41,6 +43,7 @@ from weave_router.fastpath.queues cimport (
 )
 from weave_router.fastpath.replay cimport WINDOW_SIZE as C_WINDOW_SIZE
 from weave_router.fastpath.replay cimport Window as CWindow, window_accept
+from weave_router.fastpath.state cimport Shared, TxLane, Worker
 
 WINDOW_SIZE = C_WINDOW_SIZE
 FRAME_COST, QUANTUM, QUANTUM_LEAST = C_FRAME_COST, C_QUANTUM, C_QUANTUM_LEAST
@@ -94,6 +97,39 @@ cdef class Lock:
 
     def held(self):
         return bool(acquire32(&self.word))
+
+
+cdef class Lane:
+    """The counters of a lane where no program steers, which readers share."""
+    cdef TxLane lane
+    cdef Shared *shared
+    cdef uint32_t here
+
+    def __cinit__(self):
+        self.shared = <Shared *>calloc(1, sizeof(Shared))
+        if self.shared == NULL:
+            raise MemoryError
+        self.shared.steer_by_write = 1
+
+    def __dealloc__(self):
+        free(self.shared)
+
+    def take(self, int epoch, int n, size_t times, uint32_t readers):
+        cdef uint64_t[::1] found = array("Q", bytes(8 * times))
+        cdef Worker *reader = <Worker *>calloc(1, sizeof(Worker))
+        cdef size_t i
+        if reader == NULL:
+            raise MemoryError
+        reader.shared = self.shared
+        reader.workers = 2
+        with nogil:
+            add32(&self.here, 1)
+            while acquire32(&self.here) < readers:
+                pass
+            for i in range(times):
+                found[i] = next_nonces(reader, &self.lane, epoch, n)
+        free(reader)
+        return list(found)
 
 
 cdef class Queues:

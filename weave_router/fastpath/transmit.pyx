@@ -50,13 +50,11 @@ from weave_router.fastpath.includes.native cimport (
     exchange32,
     relaxed64,
     set64,
-    spin_lock,
-    spin_unlock,
     store_be16,
     store_be32,
     store_be64,
 )
-from weave_router.fastpath.lanes cimport lanes_are_kept
+from weave_router.fastpath.lanes cimport lanes_are_kept, next_nonces
 from weave_router.fastpath.report cimport (
     EV_GSO_OFF_,
     EV_PATH_ERROR_,
@@ -113,29 +111,6 @@ cdef int frame_budget(Worker *w, int slot) noexcept nogil:
     if path == NULL or sending_session(w, slot) == NULL:
         return 0
     return path.payload_max - SEALED_OVERHEAD
-
-
-cdef inline uint64_t take_nonces(TxLane *lane, int epoch, int n) noexcept nogil:
-    """The first of `n` consecutive counters. 0 when this epoch was used and left before."""
-    if not lane.live or lane.epoch != epoch:
-        if lane.used & (1 << epoch):
-            return 0
-        lane.used |= <uint16_t>(1 << epoch)
-        lane.epoch = <uint8_t>epoch
-        lane.live = 1
-        lane.counter = 0
-    lane.counter += <uint64_t>n
-    return lane.counter - <uint64_t>n + 1
-
-
-cdef inline uint64_t next_nonces(Worker *w, TxLane *lane, int epoch, int n) noexcept nogil:
-    cdef uint64_t first
-    if not lanes_are_kept(w):
-        return take_nonces(lane, epoch, n)
-    spin_lock(&lane.lock)
-    first = take_nonces(lane, epoch, n)
-    spin_unlock(&lane.lock)
-    return first
 
 
 cdef inline int write_nonce(Worker *w, Session *s, int number, int epoch, Run *run, uint8_t *header) noexcept nogil:

@@ -96,6 +96,9 @@ class Allocator:
         self._first = int(range_v4.network_address)
         self._last = int(range_v4.broadcast_address)
         self._excluded = tuple(excluded)
+        self._excluded_numbers = [
+            range(int(net.network_address), int(net.broadcast_address) + 1) for net in self._excluded
+        ]
         self._owner_of = owner_of
         self._cooldown = cooldown
         self._blocks: dict[Block, bool] = {}  # owned: usable
@@ -179,8 +182,8 @@ class Allocator:
     def _reservation(self, number: int) -> str | None:
         if number in (self._first, self._last):
             return "the first or last address of the range"
-        address = IPv4Address(number)
-        return next((f"excluded by {net}" for net in self._excluded if address in net), None)
+        excluded = zip(self._excluded, self._excluded_numbers, strict=True)
+        return next((f"excluded by {net}" for net, numbers in excluded if number in numbers), None)
 
     # --- what a person or a driver asks ---
 
@@ -208,8 +211,9 @@ class Allocator:
     def _reserved_in(self, block: Block) -> int:
         """Counted number by number only where something may be reserved."""
         start = self._first + block * self._size
-        edge = start <= self._first or start + self._size > self._last
-        if not edge and not any(self._network_of(block).overlaps(net) for net in self._excluded):
+        end = start + self._size
+        edge = start <= self._first or end > self._last
+        if not edge and not any(numbers.start < end and start < numbers.stop for numbers in self._excluded_numbers):
             return 0
         return self._size - sum(1 for _ in self.numbers_of(block))
 
