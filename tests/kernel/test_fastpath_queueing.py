@@ -18,13 +18,12 @@ from kernel.fastpath_world import A, B, C, World, plain, start_again
 from weave_router.fastpath import engine as fp
 from weave_router.fastpath.probe import flow_hash
 from weave_router.host import bpf_driver, tap_driver
-from weave_router.host.steering import CREDITS
+from weave_router.host.steering import CREDITS, SPENT
 
 BLAST = 200  # fewer than one burst reads ahead
 MANY = 800  # read faster than they are served, until 4 MB wait
 DEEP = 1500  # more than a flow in company may have waiting
 CREDIT_FRAMES = 256
-SPENT = 1
 TURN = 8  # small frames in a flow's turn (QUANTUM), and the one that went straight through
 OTHER = A + 1
 
@@ -140,6 +139,22 @@ def test_a_bound_ends_whatever_became_of_the_frames(world: World, credits: mmap.
     wait_for(lambda: words[at] == 0)
     world.put(plain(B, 60, 7))
     assert world.frames() == [plain(B, 60, 7)]
+
+
+def test_a_bound_flow_that_goes_straight_through_keeps_its_credit(world: World, credits: mmap.mmap) -> None:
+    """One frame at a time waits for nobody, and still gives back what it took."""
+    words, at = memoryview(credits).cast("I"), flow_hash(plain(B, 60)) % CREDITS
+    seen = set[int]()
+    for _ in range(20):
+        overrun(world, credits)
+        for i in range(5):
+            world.put(plain(B, 60, i))
+            assert world.frames() == [plain(B, 60, i)]
+            wait_for(lambda: words[at] in (0, SPENT + CREDIT_FRAMES))
+            seen.add(words[at])
+        if SPENT + CREDIT_FRAMES in seen:
+            return
+    raise AssertionError("never bound")
 
 
 def test_a_flow_alone_is_not_bound(world: World, credits: mmap.mmap) -> None:

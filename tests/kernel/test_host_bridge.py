@@ -19,7 +19,7 @@ from weave_router.host import bridge_driver, sysctl_driver, tap_driver
 from weave_router.host.bridge import BridgePlan, gso_max_size
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.netlink_driver import Link, find
-from weave_router.host.steering import CREDITS, tap_hash
+from weave_router.host.steering import CREDITS, SPENT, tap_hash
 from weave_router.limits import TAP_QUEUE_LENGTH
 
 from .conftest import Netns
@@ -220,7 +220,8 @@ def test_refused_steering_removes_the_program_of_the_last_start(host: Netns) -> 
 
 
 def test_a_flow_without_credit_does_not_come(host: Netns) -> None:
-    """A word of 1 stops a flow, 1 + n lets n frames come; other flows, and what is too short to tell, come anyway."""
+    """A word of SPENT or a little less stops a flow, SPENT + n lets n frames come, and below 0 all as with 0; other
+    flows, and what is too short to tell, come anyway."""
     tap = host.call(tap_driver.open_tap, "t", 1)
     assert tap.credits is not None
     words = memoryview(tap.credits).cast("I")
@@ -229,18 +230,21 @@ def test_a_flow_without_credit_does_not_come(host: Netns) -> None:
     host.run("ip", "link", "set", "dev", "t", "up")
     some = {tap_hash(frame) % CREDITS: (frame, back) for frame, back in flows()}
     (bound, (frame, back)), *others = some.items()
-    words[bound] = 1
-    for each in (frame, back):
-        host.call(send_frame, "t", each)
+    for spent in (SPENT, SPENT - 3):
+        words[bound] = spent
+        for each in (frame, back):
+            host.call(send_frame, "t", each)
     for _, (other, _) in others:
-        assert arrival(host, tap, other) == 0  # the first to arrive: the two before it did not
-    words[bound] = 1 + 2
+        assert arrival(host, tap, other) == 0  # the first to arrive: those before it did not
+    words[bound] = SPENT + 2
     for _ in range(2):
         assert arrival(host, tap, frame) == 0
-    assert words[bound] == 1
+    assert words[bound] == SPENT
     host.call(send_frame, "t", back)
-    words[bound] = 0
-    assert arrival(host, tap, frame) == 0
+    for free in (0, 2**32 - 1):
+        words[bound] = free
+        assert arrival(host, tap, frame) == 0
+        assert words[bound] == free
     for ethertype in (b"\x08\x00\x4f", b"\x86\xdd\x60"):
         for size in range(20, 60):
             short = (frame[:12] + ethertype + bytes(8) + b"\x06" + bytes(60))[:size]
@@ -252,7 +256,7 @@ def test_a_flow_without_credit_does_not_come(host: Netns) -> None:
 def test_refusing_programs_frees_the_flows_of_the_last_start(host: Netns) -> None:
     tap = host.call(tap_driver.open_tap, "t", 1)
     assert tap.credits is not None
-    tap.credits[: 4 * CREDITS] = struct.pack("I", 1) * CREDITS
+    tap.credits[: 4 * CREDITS] = struct.pack("I", SPENT) * CREDITS
     tap_driver.close_tap(tap)
     tap = host.call(tap_driver.open_tap, "t", 1, frozenset({"bpf"}))
     assert tap.credits is None

@@ -75,7 +75,8 @@ def check_datagrams(lab: Lab, routers: list[Router], near: Pod, far: Pod, family
 
 
 def dropped(routers: list[Router]) -> Counter[str]:
-    return Counter({f"{router.name} {reason}": n for router in routers for reason, n in router.status()["drops"].items()})
+    drops = {router.name: router.status()["drops"] for router in routers}
+    return Counter({f"{name} {reason}": n for name, reasons in drops.items() for reason, n in reasons.items()})
 
 
 def check_no_drops(routers: list[Router], *reasons: str) -> None:

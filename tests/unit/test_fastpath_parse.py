@@ -133,7 +133,9 @@ def assert_inside(data: bytes) -> None:
         assert found.l4 + least <= found.end
     if found.payload:
         assert found.l4 < found.payload <= found.end
-    flow_hash(data)
+    hashed = flow_hash(data)
+    if found.payload and found.l3 == 14 and (found.family == 4 or found.l4 == 54):
+        assert hashed == tap_hash(data), "of a whole packet without tags, which the kernel's programs know"
 
 
 STARTS = [bytes(framed(tags, *layers))[:n] for tags in TAGS for layers in (

@@ -6,15 +6,28 @@ The plain one has a list per flow and no arena. Costs, turns and victims are RFC
 
 import random
 from array import array
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from weave_router.fastpath.probe import FRAME_COST, QUANTUM, QUANTUM_LEAST, QUEUE_WEIGHT, VICTIM_FRAMES, Queues
-from weave_router.host.steering import CREDITS
+from security.inputs import few, seeded
+
+from weave_router.fastpath.probe import (
+    FRAME_COST,
+    QUANTUM,
+    QUANTUM_LEAST,
+    QUEUE_FLOWS,
+    QUEUE_WEIGHT,
+    VICTIM_FRAMES,
+    Queues,
+)
+from weave_router.host.steering import CREDITS, SPENT
 
 SMALL, SUPER = 64, 60_000
-SPENT, CREDIT_FRAMES = 1, 256
+CREDIT_FRAMES = 256
 FRAME_WEIGHT = 1536
+DEEP = 600  # more than a flow in company may have waiting
+NOW = 1_000_000_000
+LATER = NOW + 200_000_000  # bounds have ended
 
 
 @dataclass
@@ -172,23 +185,146 @@ def test_many_flows_of_one_pod_buy_no_more_than_one() -> None:
     assert 0.45 < spent[1] / (spent[1] + spent[2]) < 0.55, spent
 
 
+class Bounds:
+    """Queues whose flows are bound by ``words``; whoever takes credit is played by the test."""
+
+    def __init__(self) -> None:
+        self.words = array("I", bytes(4 * CREDITS))
+        self.queues = Queues()
+        self.queues.use_credits(self.words, now=NOW)
+
+    def put(self, flow: int, frames: int = 1, source: int = 1) -> None:
+        for _ in range(frames):
+            assert self.queues.put(0, SMALL, flow, source) == []
+
+    def take(self, frames: int = 1 << 30) -> None:
+        for _ in range(frames):
+            if self.queues.take() is None:
+                return
+
+    def bind(self, flow: int, other: int) -> None:
+        """Both have frames waiting afterwards."""
+        self.put(other, source=2)
+        self.put(flow, DEEP)
+        assert self.words[flow % CREDITS] == SPENT
+
+
 def test_a_flow_in_company_is_bound_and_each_frame_that_leaves_lets_one_come() -> None:
-    """A word: 0, all come; 1, none; 1 + n, n more. Taken by the kernel's program, whose part the test plays."""
-    words, flow = array("I", bytes(4 * CREDITS)), 8
-    queues = Queues()
-    queues.use_credits(words, now=1_000_000_000)
-    for number in range(600):
-        assert queues.put(number, SMALL, flow, source=1) == []
+    bounds, flow = Bounds(), 8
+    words = bounds.words
+    bounds.put(flow, DEEP)
     assert words[flow] == 0, "alone it may fill the queue"
-    assert queues.put(600, SMALL, flow=16, source=2) == []
-    assert queues.put(601, SMALL, flow, source=1) == []
+    bounds.put(16, source=2)
+    bounds.put(flow)
     assert words[flow] == SPENT and words[16] == 0
-    for _ in range(590):
-        assert queues.take() is not None
-    waiting = queues.waiting[0]
+    bounds.take(590)
+    waiting = bounds.queues.waiting[0]
     assert words[flow] == SPENT + CREDIT_FRAMES - waiting, "none for those that were here when it was bound"
-    words[flow] = SPENT + 20  # frames that went straight through, or fell from a full queue, took credit and left none
-    while queues.take() is not None:
-        pass
+    words[flow] = SPENT + 20  # frames that fell from a full queue took credit and left none
+    bounds.take()
     assert words[flow] == SPENT + CREDIT_FRAMES, "nothing waits, so all of it is there"
     assert words[16] == 0
+
+
+def test_what_cpus_took_at_the_same_time_is_owed() -> None:
+    """Each saw the last credit. Less than none is no licence: as much has to leave before one more may come."""
+    bounds, flow = Bounds(), 8
+    bounds.bind(flow, other=16)
+    bounds.take(DEEP - CREDIT_FRAMES + 2)
+    given = bounds.words[flow] - SPENT
+    bounds.words[flow] = SPENT - 3
+    bounds.take(10)
+    assert given == 1 and bounds.words[flow] == SPENT + 7
+
+
+def test_credit_that_was_taken_as_the_bound_ended_binds_nobody() -> None:
+    """The program had seen the bound: its credit then is taken from a word that is free."""
+    bounds, flow = Bounds(), 8
+    bounds.bind(flow, other=16)
+    bounds.take()
+    bounds.queues.burst(LATER)
+    assert bounds.words[flow] == 0
+    bounds.words[flow] = 2**32 - 2
+    bounds.bind(flow, other=16)
+
+
+def test_two_flows_of_one_word_share_its_bound() -> None:
+    bounds, flow, twin = Bounds(), 8, 8 + CREDITS
+    bounds.put(twin, DEEP - 100, source=3)
+    bounds.bind(flow, other=16)
+    bounds.take(900)
+    before = bounds.words[flow]
+    bounds.put(twin, DEEP, source=3)
+    assert bounds.words[flow] >= before > SPENT, "bound twice, it loses what was given"
+    bounds.take(bounds.queues.waiting[0] - 10)
+    assert bounds.words[flow] > SPENT + CREDIT_FRAMES, "the twin's frames give back too"
+    bounds.take()
+    bounds.queues.burst(LATER)
+    assert bounds.words[flow] == 0
+
+
+def test_a_word_that_another_worker_bound_is_its_business() -> None:
+    bounds, flow = Bounds(), 8
+    bounds.words[flow] = SPENT + 5
+    bounds.put(16, source=2)
+    bounds.put(flow, DEEP)
+    bounds.take()
+    bounds.queues.burst(LATER)
+    assert bounds.words[flow] == SPENT + 5
+
+
+def test_flows_that_have_to_share_a_queue_are_not_bound_for_each_other() -> None:
+    """The ninth flow of a neighbourhood of eight queues waits in that of one of them, which has done nothing."""
+    bounds = Bounds()
+    place = [(flow * 0x9E3779B1 ^ 1 << 26) % 2**32 % QUEUE_FLOWS for flow in range(20_000)]
+    near = [flow for flow in range(20_000) if place[flow] < 8]
+    first, last = near[:8], near[8]
+    for flow in first:
+        bounds.put(flow)
+    bounds.put(last, DEEP)
+    assert not any(bounds.words), "it is another's queue"
+    bounds.take()
+    quiet = next(flow for flow in first if place[flow] == place[last])
+    bounds.put(first[0] if first[0] != quiet else first[1])
+    bounds.put(quiet, DEEP)
+    assert bounds.words[quiet] == SPENT, "in a queue of its own again"
+
+
+def test_fuzz_credit_of_flows_that_come_as_they_like() -> None:
+    """The kernel's part played whole: its queue of 1,000, its program, readers on several CPUs. No word ever lets more
+    than a bound and the kernel's queue come, whoever is quiet for a while is free, and so is all in the end."""
+    rng = seeded(8)
+    flows = [*range(8, 8 * 40, 8), 8 + CREDITS, 16 + CREDITS]
+    words, kernel, now, rates = array("I", bytes(4 * CREDITS)), deque[int](), NOW, dict[int, int]()
+    queues = Queues()
+    queues.use_credits(words, now)
+    refused, read = Counter[int](), 0
+    for _ in range(few(40)):
+        now += rng.choice((20_000, 100_000, 1_000_000, 60_000_000))
+        queues.burst(now)
+        if rng.random() < 0.1:
+            rates = {rng.choice(flows): rng.choice((1, 3, 40, 400)) for _ in range(rng.randrange(5))}
+        for flow, rate in rates.items():
+            for _ in range(rng.randrange(2 * rate)):
+                word = words[flow % CREDITS]
+                if 0 < word <= SPENT:
+                    refused[flow] += 1
+                    continue
+                if SPENT < word < 2**31:
+                    words[flow % CREDITS] -= rng.choice((1,) * 50 + (2,))  # two CPUs saw the same
+                if len(kernel) < 1000:
+                    kernel.append(flow)
+        for _ in range(rng.choice((0, 10, 1024))):
+            if kernel and queues.put(0, SMALL, kernel[0], kernel[0] % 5) is not None:
+                kernel.popleft()
+                read += 1
+        for _ in range(rng.choice((0, 64, 64, 1000))):
+            queues.take()
+        assert all(0 <= word <= SPENT + CREDIT_FRAMES + 1000 for word in (words[flow % CREDITS] for flow in flows))
+    assert refused and read > refused.total() // 50
+    for flow in kernel:
+        assert queues.put(0, SMALL, flow, flow % 5) == []
+    while queues.take() is not None:
+        pass
+    queues.burst(now + 200_000_000)
+    assert not any(words)

@@ -6,13 +6,13 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from weave_router.fastpath.includes.native cimport add32, release32
+from weave_router.fastpath.includes.native cimport acquire32, add32, release32
 
 cdef enum:
     CREDITS = 65536  # words in the map, by flow hash; a power of two
     CREDITS_BYTES = CREDITS * 4 + 8  # behind them, 64 bits: frames dropped for want of credit
-    UNBOUND = 0  # a word: all frames come,
-    SPENT = 1  # none more, SPENT + n: n more
+    UNBOUND = 0  # a word: all frames come; so with less, where the program took credit just as the bound ended
+    SPENT = 65536  # none more, SPENT + n: n more; a little less where CPUs took the last one at the same time
     BIND_FRAMES = 512  # more than bursts have, less than the kernel's queue holds
     CREDIT_FRAMES = 256  # through queue and arena: some 0.3 ms
     CREDIT_BOUNDS = 64  # flows bound at a time; one more is not
@@ -37,6 +37,7 @@ cdef struct FlowCredit:
     uint32_t index
     uint32_t frames  # that wait
     int32_t bound  # slot; -1: none
+    uint32_t mixed  # frames of another flow wait among them, so they are counted for nobody
 
 
 cdef inline void credits_begin(Credits *c, uint32_t *words) noexcept nogil:
@@ -54,23 +55,47 @@ cdef inline void credit_begin(const Credits *c, FlowCredit *it, uint32_t hashed)
     it.index = hashed & (CREDITS - 1)
     it.frames = 0
     it.bound = -1
-    if c.bounds and c.words[it.index] != UNBOUND:
+    it.mixed = 0
+    if c.bounds and not is_free(c, it.index):
         for i in range(CREDIT_BOUNDS):
             if c.bound[i].used and c.bound[i].index == it.index:
                 it.bound = i
                 return
 
 
+cdef inline bint is_free(const Credits *c, uint32_t index) noexcept nogil:
+    return <int32_t>acquire32(&c.words[index]) <= UNBOUND
+
+
 cdef inline void bind_flow(Credits *c, FlowCredit *it) noexcept nogil:
-    cdef int32_t i
+    """Two flows of one word share its credit; a word that another worker has bound is its business."""
+    cdef int32_t i, unused = -1
     for i in range(CREDIT_BOUNDS):
-        if not c.bound[i].used:
-            c.bound[i].used = 1
-            c.bound[i].index = it.index
-            c.bounds += 1
+        if c.bound[i].used and c.bound[i].index == it.index:
             it.bound = i
-            release32(&c.words[it.index], SPENT)
             return
+        if not c.bound[i].used and unused < 0:
+            unused = i
+    if unused < 0 or not is_free(c, it.index):
+        return
+    c.bound[unused].used = 1
+    c.bound[unused].index = it.index
+    c.bounds += 1
+    it.bound = unused
+    release32(&c.words[it.index], SPENT)
+
+
+cdef inline void unbind(Credits *c, int32_t slot) noexcept nogil:
+    c.bound[slot].used = 0
+    c.bounds -= 1
+    release32(&c.words[c.bound[slot].index], UNBOUND)
+
+
+cdef inline void credit_mixed(Credits *c, FlowCredit *it) noexcept nogil:
+    """Frames of another flow come into this one's queue: what waits and leaves says nothing about either."""
+    it.mixed = 1
+    if is_bound(c, it):
+        unbind(c, it.bound)
 
 
 cdef inline bint is_shared(const Credits *c) noexcept nogil:
@@ -81,7 +106,7 @@ cdef inline void credit_came(Credits *c, FlowCredit *it, bint alone) noexcept no
     it.frames += 1
     if not alone:
         c.shared_ns = c.now
-    if it.frames <= CREDIT_FRAMES / 2 or c.words == NULL:
+    if it.frames <= CREDIT_FRAMES / 2 or c.words == NULL or it.mixed:
         return
     if it.frames > BIND_FRAMES and is_shared(c) and not is_bound(c, it):
         bind_flow(c, it)
@@ -112,6 +137,4 @@ cdef inline void credits_sweep(Credits *c, uint64_t now) noexcept nogil:
     c.swept_ns = now
     for i in range(CREDIT_BOUNDS):
         if c.bound[i].used and (now - c.bound[i].deep_ns > BOUND_NS or not is_shared(c)):
-            c.bound[i].used = 0
-            c.bounds -= 1
-            release32(&c.words[c.bound[i].index], UNBOUND)
+            unbind(c, i)

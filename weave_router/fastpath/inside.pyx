@@ -518,12 +518,13 @@ cdef inline uint32_t source_of(const Frame *f) noexcept nogil:
 
 
 cdef int inside_burst(Worker *w) noexcept nogil:
-    """Serve what the TAP has, up to a burst. Where nothing waits, the first frame goes straight through."""
+    """Serve what the TAP has, up to a burst. Where nothing waits, the first frame goes straight through, but not where
+    it may have to give back credit."""
     cdef Queued *frame
     cdef int size, found, served = 0
     cdef int64_t bytes = 0
     credits_sweep(&w.queues.credits, w.now)
-    if w.queues.frames == 0:
+    if w.queues.frames == 0 and w.queues.credits.bounds == 0:
         frame = queue_place(w.queues)
         size = read_frame(w, frame)
         if size < 0:

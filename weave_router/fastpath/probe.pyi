@@ -35,6 +35,8 @@ class Queues:
 
     def use_credits(self, words: array[int], now: int) -> None:
         """Bind flows by these words, as many as the kernel's map has, from ``now`` on (ns)."""
+    def burst(self, now: int) -> None:
+        """The worker looks what it has to do: bounds may end."""
     def put(self, number: int, size: int, flow: int, source: int) -> list[int] | None:
         """Numbers of the frames that gave way for this one; None: the arena has no room for a frame now."""
     def take(self) -> int | None: ...

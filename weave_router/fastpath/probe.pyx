@@ -152,6 +152,9 @@ cdef class Queues:
             raise ValueError(f"{CREDITS} words")
         self.words = words
         queues_credits(self.q, &view[0])
+        self.burst(now)
+
+    def burst(self, uint64_t now):
         credits_sweep(&self.q.credits, now)
 
     def put(self, uint32_t number, uint32_t size, uint32_t flow, uint32_t source):

@@ -10,7 +10,7 @@ of the source with most gives way. `tests/unit/test_fastpath_queues.py` has the 
 from libc.stdint cimport int32_t, uint32_t
 from libc.string cimport memset
 
-from weave_router.fastpath.credits cimport credit_begin, credit_came, credit_end, credit_left, credits_begin
+from weave_router.fastpath.credits cimport credit_begin, credit_came, credit_end, credit_left, credit_mixed, credits_begin
 from weave_router.fastpath.includes.native cimport set64
 
 
@@ -115,8 +115,10 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
     cdef int32_t place = offset_of(q, frame)
     cdef int32_t index
     cdef FlowQueue *it
+    cdef uint32_t key
     source &= QUEUE_SOURCES - 1
-    index = flow_index(q, (flow * <uint32_t>0x9E3779B1) ^ (source << 26))
+    key = (flow * <uint32_t>0x9E3779B1) ^ (source << 26)
+    index = flow_index(q, key)
     it = &q.flow[index]
     frame.next = NOWHERE
     frame.flow = index
@@ -125,7 +127,7 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
     frame.freed = 0
     q.head += span
     if it.turn == 0:
-        it.key = (flow * <uint32_t>0x9E3779B1) ^ (source << 26)
+        it.key = key
         it.source = <int32_t>source
         it.turn = 1
         it.cost = 0
@@ -134,6 +136,8 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
         q.source[source].active += 1
         it.deficit = quantum(q, it)
         turn_append(q, &q.sparse, index)
+    elif it.key != key:
+        credit_mixed(&q.credits, &it.credit)
     if it.first == NOWHERE:
         it.first = place
     else:

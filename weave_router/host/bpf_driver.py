@@ -67,7 +67,12 @@ def load_credit_program() -> tuple[int, mmap.mmap]:
     attr = _Create(map_type=_ARRAY, key_size=4, value_size=steering.CREDITS_BYTES, max_entries=1, map_flags=_MMAPABLE)
     credits = _bpf(_BPF_MAP_CREATE, attr)
     try:
-        return load(steering.credit_program(credits), b"weave_credit"), mmap.mmap(credits, steering.CREDITS_BYTES)
+        words = mmap.mmap(credits, steering.CREDITS_BYTES)
+        try:
+            return load(steering.credit_program(credits), b"weave_credit"), words
+        except OSError:
+            words.close()
+            raise
     finally:
         os.close(credits)
 

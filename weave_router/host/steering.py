@@ -16,7 +16,7 @@ _LOAD_WORD, _ATOMIC_WORD, _ATOMIC_LONG, _LD_IMM64 = 0x61, 0xC3, 0xDB, 0x18
 _MAP_VALUE: Final = 2  # as the source of _LD_IMM64: the address of the value in this map of one
 _MOV_X, _ADD_X, _XOR_X, _MOV_K, _ADD_K = 0xBF, 0x0F, 0xAF, 0xB7, 0x07
 _AND_K, _LSH_K, _RSH_K, _MUL_K = 0x57, 0x67, 0x77, 0x27
-_JA, _JEQ_K, _JSET_K, _JLT_K, _JGT_X, _EXIT = 0x05, 0x15, 0x45, 0xA5, 0x2D, 0x95
+_JA, _JEQ_K, _JGT_K, _JSET_K, _JLT_K, _JLE_K, _JGT_X, _EXIT = 0x05, 0x15, 0x25, 0x45, 0xA5, 0xB5, 0x2D, 0x95
 # R0 result of LD_ABS, R6 the skb that LD_ABS needs, R7 and R8 the two symmetric sums, R9 an offset.
 # LD_ABS spends R1 to R5.
 _R0, _R1, _R2, _R3, _R6, _R7, _R8, _R9 = 0, 1, 2, 3, 6, 7, 8, 9
@@ -29,7 +29,9 @@ _TCP, _UDP = 6, 17
 _FRAGMENT: Final = 0x3FFF  # more fragments, or an offset
 
 CREDITS: Final = 65536
-"""32-bit words in the map of credits, by flow hash: 0, all frames come; 1, none; 1 + n, n more."""
+"""Signed words of 32 bits in the map of credits, by flow hash: 0 and below, all frames come; SPENT + n, n more."""
+SPENT: Final = 65536
+"""None more; nor below it, where CPUs took the last credit at the same time: they owe it."""
 CREDITS_BYTES: Final = 4 * CREDITS + 8
 """Of the map: behind the words a count of 64 bits, frames dropped for want of credit."""
 DATA_DATAGRAM: Final = 4
@@ -90,9 +92,10 @@ def credit_program(credits: int) -> bytes:
     a.op(_LOAD_WORD, _R2, _R1)
     a.op(_MOV_K, _R0, imm=-1)
     a.op(_JEQ_K, _R2, jump="come", imm=0)
-    a.op(_JEQ_K, _R2, jump="spent", imm=1)
+    a.op(_JGT_K, _R2, jump="come", imm=0x7FFFFFFF)
+    a.op(_JLE_K, _R2, jump="spent", imm=SPENT)
     a.op(_MOV_K, _R3, imm=-1)
-    a.op(_ATOMIC_WORD, _R1, _R3)  # an add; two CPUs may share a last credit, which then is one less than none: 0
+    a.op(_ATOMIC_WORD, _R1, _R3)  # an add
     a.label("come")
     a.op(_EXIT)
     a.label("spent")

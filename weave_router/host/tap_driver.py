@@ -168,8 +168,12 @@ def _bound(fd: int, refuse: frozenset[str]) -> mmap.mmap | None:
     if "bpf" not in refuse:
         with contextlib.suppress(OSError):
             program, credits = bpf_driver.load_credit_program()
-            _attach(fd, TUNSETFILTEREBPF, program)
-            return credits
+            try:
+                _attach(fd, TUNSETFILTEREBPF, program)
+                return credits
+            except OSError:
+                credits.close()
+                raise
     _detach(fd, TUNSETFILTEREBPF)
     return None
 
