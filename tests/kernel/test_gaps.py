@@ -28,7 +28,7 @@ LOAD_SECONDS = 8.0
 FULL_V4 = 1368 - 28
 FULL_V6 = 1368 - 48
 HANDSHAKE_RESPONSE = 2  # first byte of message 2, docs/protocol.md
-REKEY_DATAGRAMS = 160_000
+REKEY_DATAGRAMS, REKEY_PPS = 160_000, 20_000
 KEY_REASONS = ("bad_tag", "replay", "unknown_session", "nonce", "no_session", "plaintext_refused")
 
 
@@ -176,11 +176,12 @@ def test_rekeys_lose_nothing() -> None:
         routers, (a, b) = start_cluster(lab, hosts, env=env)
         before = sum(map(dropped, routers))
         responses = lab.capture(hosts[0], "eth0", f"udp port 6783 and udp[8]={HANDSHAKE_RESPONSE}")
-        load: dict[str, Any] = {"count": REKEY_DATAGRAMS, "pps": 20_000, "min_size": 64, "max_size": 64}
+        load: dict[str, Any] = {"count": REKEY_DATAGRAMS, "pps": REKEY_PPS, "min_size": 64, "max_size": 64}
         results = [finish() for finish in [lab.traffic.udp(a, b, b.v4, **load), lab.traffic.udp(b, a, a.v4, **load)]]
         assert len(responses.packets()) >= 20
         for got in results:
             assert (got["corrupt"], got["duplicated"], got["timed_out"]) == (0, 0, False)
+            assert got["seconds"] <= 1.2 * REKEY_DATAGRAMS / REKEY_PPS, "the load was less than it should be"
         assert [dropped(router, *KEY_REASONS) for router in routers] == [0, 0]
         check_sealed_are_opened(*routers)
         check_sealed_are_opened(*routers[::-1])

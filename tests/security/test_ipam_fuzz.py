@@ -51,8 +51,9 @@ def honest() -> list[bytes]:
     """One of each kind."""
     node = next(iter(settled(1).nodes.values())).core
     known = knowledge_of(node.state)
-    bodies = [*node.speech.said(Tell(known)), *node.speech.said(SyncAnswer(7, True, known)), wire.Ask(),
-              wire.Letter(letter(bytes(16), 1, b"", 4)),
+    inner = honest_letters(node.me, known, node.speech)
+    posted = [wire.Letter(letter(bytes(16), kind, body, kind)) for kind, body in inner]
+    bodies = [*node.speech.said(Tell(known)), *node.speech.said(SyncAnswer(7, True, known)), wire.Ask(), *posted,
               wire.SyncAsk(5), wire.Hello(True), wire.Digest(bytes(16)), wire.Barrier(9), wire.Passed(9),
               wire.Have(tuple(node.runs.proofs_of(known.registers)))]  # fmt: skip
     assert {type(body) for body in bodies} == set(wire.KINDS.values())
@@ -83,8 +84,14 @@ def honest_letters(me: bytes, known: Knowledge, speech: Speech) -> list[tuple[in
 
 
 def read(data: bytes) -> bool:
+    """A letter too, down to its fields, as if its signature held."""
     try:
-        wire.decode_body_untrusted(wire.decode_envelope_untrusted(data))
+        body = wire.decode_body_untrusted(wire.decode_envelope_untrusted(data))
+        if isinstance(body, wire.Letter):
+            post = letters.Letters(bytes(32), lambda data: bytes(64), lambda *_: True, lambda: 0)
+            opened = post.open_untrusted(bytes(16), body.data, bytes(16))
+            assert opened is not None
+            letters.decode_body_untrusted(opened[1])
     except BadPacket:
         return False
     except BaseException as error:
@@ -93,7 +100,7 @@ def read(data: bytes) -> bool:
 
 
 def nonsense(rng: Random, words: list[bytes]) -> bytes:
-    kind = rng.randrange(4)
+    kind = rng.randrange(5)
     if kind == 0:
         return rng.randbytes(rng.randrange(200))
     if kind == 1:
@@ -101,8 +108,29 @@ def nonsense(rng: Random, words: list[bytes]) -> bytes:
     fields = msgpack.unpackb(rng.choice(words))
     if kind == 2:
         fields[-1] = msgpack.packb(value(rng))
+    elif kind == 3:  # within: of a letter what was signed
+        fields[-1] = inside(rng, fields[-1])
     else:
         fields[rng.randrange(len(fields))] = value(rng)
+    return bytes(msgpack.packb(fields))
+
+
+def inside(rng: Random, packed: bytes) -> bytes:
+    """The same with one of its values changed, at any depth, also where that is packed in bytes."""
+    try:
+        fields = msgpack.unpackb(packed)
+    except (ValueError, msgpack.UnpackException):
+        fields = None
+    if not isinstance(fields, list) or not fields:
+        head = 96 if len(packed) > 96 and rng.random() < 0.8 else 0
+        return packed[:head] + (inside(rng, packed[head:]) if head else mutated(rng, packed))
+    at = rng.randrange(len(fields))
+    if isinstance(fields[at], bytes) and len(fields[at]) > 20 and rng.random() < 0.7:
+        fields[at] = inside(rng, fields[at])
+    elif isinstance(fields[at], list) and fields[at] and rng.random() < 0.7:
+        fields[at] = msgpack.unpackb(inside(rng, msgpack.packb(fields[at])))
+    else:
+        fields[at] = value(rng)
     return bytes(msgpack.packb(fields))
 
 
