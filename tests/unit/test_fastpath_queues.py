@@ -226,6 +226,17 @@ def test_a_flow_in_company_is_bound_and_each_frame_that_leaves_lets_one_come() -
     assert words[16] == 0
 
 
+def test_flows_of_one_pod_are_no_company() -> None:
+    """Fragments go by their addresses, whole packets by their ports: one stream of datagrams of all sizes is two flows."""
+    bounds, flow = Bounds(), 8
+    bounds.put(16)
+    bounds.put(flow, DEEP)
+    assert not any(bounds.words)
+    bounds.put(24, source=2)
+    bounds.put(flow)
+    assert bounds.words[flow] == SPENT
+
+
 def test_what_cpus_took_at_the_same_time_is_owed() -> None:
     """Each saw the last credit. Less than none is no licence: as much has to leave before one more may come."""
     bounds, flow = Bounds(), 8
@@ -276,6 +287,7 @@ def test_a_word_that_another_worker_bound_is_its_business() -> None:
 def test_flows_that_have_to_share_a_queue_are_not_bound_for_each_other() -> None:
     """The ninth flow of a neighbourhood of eight queues waits in that of one of them, which has done nothing."""
     bounds = Bounds()
+    bounds.put(17, source=2)
     place = [(flow * 0x9E3779B1 ^ 1 << 26) % 2**32 % QUEUE_FLOWS for flow in range(20_000)]
     near = [flow for flow in range(20_000) if place[flow] < 8]
     first, last = near[:8], near[8]

@@ -1,8 +1,8 @@
 # How many more frames of a flow the kernel lets come, while they come faster than they leave. A TAP's queue is first in,
 # first out: what overruns it takes frames of every pod. So a flow of which BIND_FRAMES wait here is bound: CREDIT_FRAMES
 # of it may be on their way, for each that leaves one may come, and the program of host/steering.py drops the others
-# before they cost a read. A flow alone takes nothing from anybody and may fill the kernel's queue; a bound ends when the
-# flow has been alone, or not deep, for a while, whatever happened to its frames. Called by queues alone.
+# before they cost a read. A pod alone takes nothing from anybody and may fill the kernel's queue; a bound ends when the
+# pod has been alone, or the flow not deep, for a while, whatever happened to its frames. Called by queues alone.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -28,7 +28,7 @@ cdef struct Credits:
     uint32_t *words  # the map, shared with the kernel; NULL: it takes no program
     uint64_t now  # of the burst
     uint64_t swept_ns
-    uint64_t shared_ns  # when frames of two flows waited last
+    uint64_t shared_ns  # when frames of two sources waited last
     int32_t bounds  # used ones
     Bound bound[CREDIT_BOUNDS]
 

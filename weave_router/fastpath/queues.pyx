@@ -145,7 +145,7 @@ cdef void queue_put(Queues *q, Queued *frame, uint32_t span, uint32_t size, uint
     it.last = place
     it.cost += cost_of(frame)
     q.source[it.source].cost += cost_of(frame)
-    credit_came(&q.credits, &it.credit, q.active == 1)
+    credit_came(&q.credits, &it.credit, q.active == q.source[it.source].active)
     q.frames += 1
     if size > BULK_FRAME:
         q.bulk += size
