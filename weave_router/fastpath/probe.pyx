@@ -19,7 +19,15 @@ from weave_router.fastpath.frame cimport (
     seed_checksum,
 )
 from weave_router.fastpath.includes.linux cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
-from weave_router.fastpath.includes.native cimport acquire32, acquire64, add32, csum_fold, csum_partial, spin_lock, spin_unlock
+from weave_router.fastpath.includes.native cimport (
+    acquire32,
+    acquire64,
+    add32,
+    csum_fold,
+    csum_partial,
+    spin_lock,
+    spin_unlock,
+)
 from weave_router.fastpath.credits cimport CREDITS, credits_sweep
 from weave_router.fastpath.lanes cimport next_nonces
 from weave_router.fastpath.queues cimport (
