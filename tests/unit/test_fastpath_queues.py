@@ -227,7 +227,7 @@ def test_a_flow_in_company_is_bound_and_each_frame_that_leaves_lets_one_come() -
 
 
 def test_flows_of_one_pod_are_no_company() -> None:
-    """Fragments go by their addresses, whole packets by their ports: one stream of datagrams of all sizes is two flows."""
+    """Fragments go by their addresses, whole packets by their ports: one stream of datagrams of all sizes is two."""
     bounds, flow = Bounds(), 8
     bounds.put(16)
     bounds.put(flow, DEEP)
