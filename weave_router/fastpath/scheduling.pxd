@@ -26,7 +26,8 @@ cdef enum:
     REALTIME_NS = 1000000000  # of one stay; then the ordinary class is tried again
     REALTIME_CREDIT_NS = 20000000  # CPU time beyond the share, for bursts; all of it back before it is real time again
     LOOK_NS = 1000000  # between two looks at what the kernel counted
-    WAITED_NS = 500000  # for a CPU in that time: another thread's turn; waking up on idle CPUs all the time makes 0.15 ms
+    WAITED_NS = 500000  # for a CPU in that time: another thread's turn,
+    WAKE_NS = 20000  # beyond what each turn of ours may wait: for an idle CPU to wake up, for who woke us to sleep
     # Before it waits a real-time worker rests: woken for each frame it would keep the senders from their CPU.
     REST_NS = 30000  # what comes meanwhile goes together
     LONG_REST_NS = 200000  # after MANY at once: small ones, which cost about as much as large ones each
@@ -39,6 +40,7 @@ cdef struct Scheduling:
     uint64_t looked_ns
     uint64_t used_ns  # on a CPU, at that look
     uint64_t waited_ns  # for a CPU
+    uint64_t turns
     uint64_t until_ns
     int32_t realtime
     int32_t served  # frames and messages since the last rest
@@ -60,7 +62,8 @@ cdef inline bint read_figures(Scheduling *it) noexcept nogil:
         return False
     text[n] = 0
     it.used_ns = strtoull(text, &end, 10)
-    it.waited_ns = strtoull(end, NULL, 10)
+    it.waited_ns = strtoull(end, &end, 10)
+    it.turns = strtoull(end, NULL, 10)
     return True
 
 
@@ -82,7 +85,7 @@ cdef inline void scheduling_begin(Scheduling *it, int64_t share, uint64_t now) n
 
 cdef inline bint scheduling_look(Scheduling *it, uint64_t now) noexcept nogil:
     """Once per burst. True: its share is used up, it has become an ordinary thread."""
-    cdef uint64_t used = it.used_ns, waited = it.waited_ns, passed = now - it.looked_ns
+    cdef uint64_t used = it.used_ns, waited = it.waited_ns, turns = it.turns, passed = now - it.looked_ns
     if it.fd < 0 or passed < LOOK_NS or not read_figures(it):
         return False
     it.looked_ns = now
@@ -96,7 +99,7 @@ cdef inline bint scheduling_look(Scheduling *it, uint64_t now) noexcept nogil:
         return False
     if it.credit_ns < 0:
         it.credit_ns = 0
-    if it.credit_ns == REALTIME_CREDIT_NS and it.waited_ns - waited > WAITED_NS:
+    if it.credit_ns == REALTIME_CREDIT_NS and it.waited_ns - waited > WAITED_NS + (it.turns - turns) * WAKE_NS:
         it.realtime = ask_realtime(True)
         it.until_ns = now + REALTIME_NS
         if not it.realtime:
