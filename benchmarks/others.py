@@ -7,6 +7,8 @@ is measured; runs alternate. The others are measured from host to host, so witho
 the product and VXLAN pass: to their advantage. Each runs as its manual says for the best speed with encryption on, and
 with its default MTU. One that is not installed, does not start or does not answer is left out with the reason.
 
+wireguard-go comes twice: Debian's, and a current one that Go builds once into the cache (XDG_CACHE_HOME).
+
     others.py [--rounds N] [--seconds S] [--only NAME,...] [--wire segmented|offloads]
 
 Prints a table and writes object ``others`` of ``benchmarks/results/latest.json``. Needs root and the installed program.
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from _measures import Way, measures  # noqa: E402
-from _results import merge  # noqa: E402
+from _results import Bar, circumstances, merge_figures, met  # noqa: E402
 from lab import Host, Lab, LabError  # noqa: E402
 from lab.namespace import run  # noqa: E402
 from lab.router import wait_for, wait_ping  # noqa: E402
@@ -40,7 +44,15 @@ from throughput import WIRES, ways_of  # noqa: E402
 UP_SECONDS: Final = 15.0
 COLUMNS: Final = {"tcp1": ("TCP Mbit/s", ",.0f"), "cpu_per_gb": ("CPU s/GB", ".1f"),
                   "udp64": ("64-byte frames/s", ",.0f"), "rtt.p50": ("RTT p50 us", ",.0f"),
-                  "rtt.p99": ("RTT p99 us", ",.0f")}  # fmt: skip
+                  "rtt.p99": ("RTT p99 us", ",.0f"), "rtt_loaded.p50": ("beside TCP", ",.0f"),
+                  "rtt_loaded.p99": ("p99", ",.0f")}  # fmt: skip
+BARS: Final[dict[str, Bar]] = {
+    "tcp1.encrypted_to_wireguard-go": (">=", 8.0),
+    "tcp1.encrypted_to_wireguard-go-current": (">=", 2.5),
+    "rtt_loaded.p50.encrypted_to_wireguard-go-current": ("<=", 0.3),
+}
+"""By ratio, on either wire."""
+WIREGUARD: Final = "golang.zx2c4.com/wireguard@v0.0.0-20260522210424-ecfc5a8d5446"
 OPENVPN_CIPHER: Final = "AES-256-GCM"
 
 
@@ -54,8 +66,12 @@ class System:
         return f"10.98.{self.subnet}.{number}"
 
     def version(self) -> str | None:
+        """None: not installed."""
         asked = run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", self.package], check=False).stdout
         return asked.split()[1] if asked.startswith("installed ") else None
+
+    def lacking(self) -> str:
+        return f"package {self.package} is not installed"
 
     def up(self, lab: Lab, near: Host, far: Host) -> Way:
         self._start(self, lab, near, far)
@@ -79,6 +95,28 @@ class System:
         host.ip(f"address add {self.address(number)}/24 dev {interface}", f"link set {interface} up")
 
 
+class Built(System):
+    """A program that Go builds; ``package`` is ``MODULE@VERSION``."""
+
+    program = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weave-router-bench" / "wireguard"
+
+    def version(self) -> str | None:
+        wanted = self.package.partition("@")[2]
+        if self._built() != wanted and shutil.which("go"):
+            environment = {**os.environ, "GOBIN": str(self.program.parent)}
+            subprocess.run(["go", "install", self.package], env=environment, check=False, capture_output=True)
+        return wanted if self._built() == wanted else None
+
+    def _built(self) -> str:
+        if not self.program.exists() or not shutil.which("go"):
+            return ""
+        lines = run(["go", "version", "-m", str(self.program)], check=False).stdout.splitlines()
+        return next((line.split()[2] for line in lines if line.split()[:1] == ["mod"]), "")
+
+    def lacking(self) -> str:
+        return f"`go install {self.package}` does not work here"
+
+
 def pairs(near: Host, far: Host) -> Iterator[tuple[int, Host, Host]]:
     """(own number, this host, the other one)."""
     yield 1, near, far
@@ -88,21 +126,22 @@ def pairs(near: Host, far: Host) -> Iterator[tuple[int, Host, Host]]:
 # -- how each is brought up -----------------------------------------------------------------------------------------
 
 
-def wireguard(system: System, lab: Lab, near: Host, far: Host) -> None:
-    """wireguard-go; interface names differ because its control sockets share one folder."""
+def wireguard(program: str, system: System, lab: Lab, near: Host, far: Host) -> None:
+    """Interface names differ because its control sockets share one folder, ports because all are up at once."""
     secrets = {host: run(["wg", "genkey"]).stdout for host in (near, far)}
     publics = {host: run(["wg", "pubkey"], text_input=secret).stdout.strip() for host, secret in secrets.items()}
     for number, host, other in pairs(near, far):
-        interface = f"wg{lab.prefix.split('-')[1]}{number}"[:15]
+        interface = f"wg{lab.prefix.split('-')[1]}{system.subnet}{number}"[:15]
         key = system.folder(host) / "key"
         key.touch(0o600)
         key.write_text(secrets[host])
-        system.serve(host, "wireguard-go", "-f", interface)
+        system.serve(host, program, "-f", interface)
         system.give_address(host, interface, number)
         wait_for(f"the socket of {interface}", Path(f"/var/run/wireguard/{interface}.sock").is_socket)
         host.ip(f"link set {interface} mtu 1420")
-        host.run(["wg", "set", interface, "private-key", str(key), "listen-port", "51820", "peer", publics[other],
-                  "endpoint", f"{other.address()}:51820", "allowed-ips", f"{system.address(3 - number)}/32"])
+        port = str(51820 + system.subnet)
+        host.run(["wg", "set", interface, "private-key", str(key), "listen-port", port, "peer", publics[other],
+                  "endpoint", f"{other.address()}:{port}", "allowed-ips", f"{system.address(3 - number)}/32"])
 
 
 def tinc(system: System, lab: Lab, near: Host, far: Host) -> None:
@@ -181,7 +220,8 @@ def nebula(system: System, lab: Lab, near: Host, far: Host) -> None:
 
 
 SYSTEMS: Final = (
-    System("wireguard-go", "wireguard-go", 1, wireguard),
+    System("wireguard-go", "wireguard-go", 1, partial(wireguard, "wireguard-go")),
+    Built("wireguard-go-current", WIREGUARD, 7, partial(wireguard, str(Built.program))),
     System("tinc", "tinc", 2, tinc),
     System("fastd", "fastd", 3, fastd),
     System("n2n", "n2n", 4, n2n),
@@ -202,7 +242,7 @@ def bring_up(lab: Lab, ways: dict[str, Way], names: list[str], console: Console)
             continue
         version = system.version()
         if version is None:
-            said[system.name] = f"left out: package {system.package} is not installed"
+            said[system.name] = f"left out: {system.lacking()}"
             continue
         try:
             ways[system.name] = system.up(lab, near, far)
@@ -219,7 +259,7 @@ def measure(lab: Lab, ways: dict[str, Way], options: argparse.Namespace, console
     """metric -> system -> a figure a round."""
     known = measures(lab, options.seconds)
     taken: dict[str, dict[str, list[float]]] = {}
-    for case in ("tcp1", "udp64", "rtt"):
+    for case in ("tcp1", "udp64", "rtt", "rtt_loaded"):
         for number in range(options.rounds):
             order = list(ways) if number % 2 == 0 else list(ways)[::-1]
             for name in order:
@@ -234,12 +274,13 @@ def medians(taken: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, flo
 
 
 def ratios_of(per_wire: dict[str, Any]) -> dict[str, float]:
-    """Our encrypted TCP stream in parts of theirs: ``tcp1.encrypted_to_tinc.segmented``."""
+    """Our encrypted stream, and the round trip beside one, in parts of theirs: ``tcp1.encrypted_to_tinc.segmented``."""
     ratios = {}
     for wire, found in per_wire.items():
-        streams = found["medians"]["tcp1"]
-        for name in streams.keys() - {"vxlan", "encrypted"}:
-            ratios[f"tcp1.encrypted_to_{name}.{wire}"] = round(streams["encrypted"] / streams[name], 3)
+        for metric in ("tcp1", "rtt_loaded.p50"):
+            per = found["medians"][metric]
+            for name in per.keys() - {"vxlan", "encrypted"}:
+                ratios[f"{metric}.encrypted_to_{name}.{wire}"] = round(per["encrypted"] / per[name], 3)
     return ratios
 
 
@@ -273,9 +314,14 @@ def main() -> int:
             taken = measure(lab, ways, options, console)
         per_wire[wire] = {"medians": medians(taken), "samples": taken}
         show(wire, per_wire[wire]["medians"], console)
-    how = {"rounds": options.rounds, "seconds": options.seconds, "versions": said}
-    merge("others", {**how, **per_wire}, ratios_of(per_wire))
-    return 0
+    how = {**circumstances(), "rounds": options.rounds, "seconds": options.seconds, "versions": said}
+    ratios = ratios_of(per_wire)
+    merge_figures("others", {wire: {**how, **found} for wire, found in per_wire.items()}, ratios)
+    bars = {name: BARS[kind] for name in ratios if (kind := name.rpartition(".")[0]) in BARS}
+    for name, bar in bars.items():
+        held = "" if met(bar, ratios[name]) else ", missed"
+        console.print(f"{name}: {ratios[name]} (bar {' '.join(map(str, bar))}{held})", highlight=False)
+    return 0 if all(met(bar, ratios[name]) for name, bar in bars.items()) else 1
 
 
 if __name__ == "__main__":

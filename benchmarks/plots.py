@@ -56,8 +56,9 @@ def draw(others: dict[str, Any]) -> None:
         for row, (metric, title) in enumerate(FIGURES.items()):
             found = others[wire]
             bars(grid[row][column], found["samples"][metric], found["medians"][metric], f"{title}, {WIRES[wire]}")
-    machine = f"{others['cpu']}, {others['cpus']} CPUs, Linux {others['kernel']}"
-    run = f"{others['at'][:10]}, commit {others['commit']}, medians of {others['rounds']}"
+    how = others[wires[0]]
+    machine = f"{how['cpu']}, {how['cpus']} CPUs, Linux {how['kernel']}"
+    run = f"{how['at'][:10]}, commit {how['commit']}, medians of {how['rounds']}"
     figure.text(0.01, 0.005, f"{machine}, {run}", fontsize=7, color="#475569")
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     save(figure, "speed")
