@@ -30,7 +30,7 @@ RUN_DIR_DEFAULT: Final = "/run/weave-router"
 SERVICE_ACCOUNT_DEFAULT: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
-REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "locked", "ipsec_mb")
+REFUSE_WORDS: Final = ("uso", "tso", "csum", "udp_segment", "udp_gro", "bpf", "locked", "ipsec_mb", "realtime")
 """Kernel features that ``WEAVE_ROUTER_REFUSE`` turns off, so that one kernel tests what older ones give."""
 
 OTHER_VARIABLES: Final = frozenset({

@@ -116,7 +116,7 @@ def _sentence_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def realtime_share(config: LaunchConfig, workers: int, cpus: int) -> float:
     """Of one CPU, that each worker may take ahead of ordinary threads: half of it where they could take all CPUs."""
-    return 0 if config.no_realtime else 0.9 if workers < cpus else 0.5
+    return 0 if config.no_realtime or "realtime" in config.refuse else 0.9 if workers < cpus else 0.5
 
 
 def worker_count(wanted: int, cpus: int) -> int:

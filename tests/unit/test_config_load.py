@@ -298,7 +298,8 @@ BAD_VARIABLES = [
     ("WEAVE_ROUTER_IPALOC_RANGE", "",
      "WEAVE_ROUTER_IPALOC_RANGE: no such variable; did you mean 'WEAVE_ROUTER_IPALLOC_RANGE'?"),
     ("WEAVE_ROUTER_REFUSE", "uso,usb",
-     "WEAVE_ROUTER_REFUSE: 'usb' should be one of uso, tso, csum, udp_segment, udp_gro, bpf, locked, ipsec_mb"),
+     "WEAVE_ROUTER_REFUSE: 'usb' should be one of uso, tso, csum, udp_segment, udp_gro, bpf, locked, ipsec_mb, "
+     "realtime"),
     ("WEAVE_ROUTER_DEBUG_REKEYS", "5",
      "WEAVE_ROUTER_DEBUG_REKEYS: no such variable; did you mean 'WEAVE_ROUTER_DEBUG_REKEY'?"),
     ("WEAVE_ROUTER_DEBUG_REKEY", "soon", "WEAVE_ROUTER_DEBUG_REKEY: 'soon' should be a number of seconds"),

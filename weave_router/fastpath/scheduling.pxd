@@ -26,12 +26,15 @@ cdef enum:
     REALTIME_NS = 1000000000  # of one stay; then the ordinary class is tried again
     REALTIME_CREDIT_NS = 20000000  # CPU time beyond the share, for bursts; all of it back before it is real time again
     LOOK_NS = 1000000  # between two looks at what the kernel counted
-    WAITED_NS = 500000  # for a CPU in that time: another thread's turn,
-    WAKE_NS = 20000  # beyond what each turn of ours may wait: for an idle CPU to wake up, for who woke us to sleep
+    MISSED_NS = 4000000  # waited for a CPU until it is real time; the first that is missed after a stay is enough again
+    AGAIN_NS = 500000
+    FORGIVEN = 16  # part of the time that it may wait,
+    WAKE_NS = 20000  # and what each turn may: for an idle CPU to wake up, for who woke us to sleep
     # Before it waits a real-time worker rests: woken for each frame it would keep the senders from their CPU.
     REST_NS = 30000  # what comes meanwhile goes together
     LONG_REST_NS = 200000  # after MANY at once: small ones, which cost about as much as large ones each
     MANY = 16
+    FEW = 2  # one alone is no reason to rest: its answer may come at once
 
 cdef struct Scheduling:
     int fd  # the kernel's figures of this thread; -1: it keeps none, or refused the class
@@ -41,6 +44,7 @@ cdef struct Scheduling:
     uint64_t used_ns  # on a CPU, at that look
     uint64_t waited_ns  # for a CPU
     uint64_t turns
+    int64_t missed_ns
     uint64_t until_ns
     int32_t realtime
     int32_t served  # frames and messages since the last rest
@@ -79,6 +83,7 @@ cdef inline void scheduling_begin(Scheduling *it, int64_t share, uint64_t now) n
     it.credit_ns = REALTIME_CREDIT_NS
     it.looked_ns = now
     it.realtime = it.served = 0
+    it.missed_ns = 0
     if it.fd >= 0 and not read_figures(it):
         scheduling_end(it)
 
@@ -86,20 +91,23 @@ cdef inline void scheduling_begin(Scheduling *it, int64_t share, uint64_t now) n
 cdef inline bint scheduling_look(Scheduling *it, uint64_t now) noexcept nogil:
     """Once per burst. True: its share is used up, it has become an ordinary thread."""
     cdef uint64_t used = it.used_ns, waited = it.waited_ns, turns = it.turns, passed = now - it.looked_ns
+    cdef int64_t missed
     if it.fd < 0 or passed < LOOK_NS or not read_figures(it):
         return False
     it.looked_ns = now
     it.credit_ns += (<int64_t>passed * it.share >> 10) - <int64_t>(it.used_ns - used)
-    if it.credit_ns > REALTIME_CREDIT_NS:
-        it.credit_ns = REALTIME_CREDIT_NS
+    it.credit_ns = min(it.credit_ns, <int64_t>REALTIME_CREDIT_NS)
     if it.realtime:
         if it.credit_ns <= 0 or now >= it.until_ns:
             it.realtime = not ask_realtime(False)
+            it.missed_ns = MISSED_NS - AGAIN_NS
             return it.credit_ns <= 0
         return False
-    if it.credit_ns < 0:
-        it.credit_ns = 0
-    if it.credit_ns == REALTIME_CREDIT_NS and it.waited_ns - waited > WAITED_NS + (it.turns - turns) * WAKE_NS:
+    it.credit_ns = max(it.credit_ns, 0)
+    missed = <int64_t>(it.waited_ns - waited) - <int64_t>(it.turns - turns) * WAKE_NS
+    it.missed_ns += max(0, missed) - <int64_t>(passed / FORGIVEN)
+    it.missed_ns = max(0, min(it.missed_ns, <int64_t>MISSED_NS))
+    if it.missed_ns == MISSED_NS and it.credit_ns == REALTIME_CREDIT_NS:
         it.realtime = ask_realtime(True)
         it.until_ns = now + REALTIME_NS
         if not it.realtime:
@@ -110,7 +118,7 @@ cdef inline bint scheduling_look(Scheduling *it, uint64_t now) noexcept nogil:
 cdef inline bint scheduling_rest(Scheduling *it) noexcept nogil:
     """Called when there was nothing to do. True: rested, look again; False: wait for work."""
     cdef timespec t
-    if not it.realtime or it.served == 0:
+    if not it.realtime or it.served < FEW:
         it.served = 0
         return False
     t.tv_sec = 0

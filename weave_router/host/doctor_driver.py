@@ -72,7 +72,7 @@ def features(refuse: frozenset[str] = frozenset()) -> dict[str, bool | None]:
             _probe_tap(found, refuse)
             _attempt(lambda: _probe_locked(found, refuse))
         _attempt(lambda: _probe_udp(found, refuse))
-        found["realtime"] = _realtime()
+        found["realtime"] = "realtime" not in refuse and _realtime()
 
     thread = threading.Thread(target=probe, name="doctor")
     thread.start()
