@@ -204,7 +204,7 @@ def test_doctor_tries_every_feature(host: Netns) -> None:
     assert [str(drop) for drop in facts.forward_drops] == ["ip filter FORWARD (policy drop)"]
     assert host.run("ip", "link") == links
     refused = host.call(doctor_driver.features, frozenset(doctor.FEATURES))
-    assert refused == dict.fromkeys(doctor.FEATURES, False) | {"realtime": True}, "no word refuses that one"
+    assert refused == dict.fromkeys(doctor.FEATURES, False)
     assert doctor.worst(doctor.checks(facts)) is doctor.Verdict.WARN
 
 
