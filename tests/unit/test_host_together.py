@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,26 @@ async def test_what_can_wait_goes_when_it_is_quiet_or_has_waited_long_enough(
     assert not done.is_set()
     await asyncio.wait_for(done.wait(), 5)
     assert soon.task is None and asked >= 2 and (asked == 5 or not ends)
+
+
+async def test_what_the_loop_has_at_hand_goes_in_one_call(
+    thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has nothing to do and would take the first at once."""
+    together: Together[int, int] = Together(thread, lambda numbers: numbers)
+    real, waiting = thread.submit, []
+
+    def submit(*words: Any) -> Any:
+        waiting.append(len(together._waiting))
+        return real(*words)
+
+    monkeypatch.setattr(thread, "submit", submit)
+    assert await asyncio.gather(*(together(number) for number in range(5))) == list(range(5))
+    assert waiting == [5]
+
+
+async def test_a_thread_that_was_shut_down_answers_nobody_and_keeps_nobody(thread: ThreadPoolExecutor) -> None:
+    thread.shutdown()
+    together: Together[int, int] = Together(thread, lambda numbers: numbers)
+    for error in await asyncio.gather(together(1), together(2), return_exceptions=True):
+        assert isinstance(error, RuntimeError)

@@ -67,8 +67,9 @@ class Soon:
 
 
 class Together(Generic[A, T]):
-    """What is asked for while the thread is busy is carried out by one call of ``work``, which gives an answer or an
-    error for each, in order. Asked and answered in the loop's thread."""
+    """What is asked for while the thread is busy, and what the loop has at hand when the first asks, is carried out by
+    one call of ``work``, which gives an answer or an error for each, in order: a list all at once, an iterator one by
+    one. Asked and answered in the loop's thread."""
 
     def __init__(self, thread: ThreadPoolExecutor, work: Callable[[list[A]], Iterable[T | Exception]]) -> None:
         self._thread = thread
@@ -82,19 +83,38 @@ class Together(Generic[A, T]):
         with self._lock:
             self._waiting.append((item, future))
             if len(self._waiting) == 1:
-                self._thread.submit(self._run, loop)
+                loop.call_soon(self._start, loop)
         return await future
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._thread.submit(self._run, loop)
+        except RuntimeError as error:  # it was shut down
+            waiting = self._take()
+            _answer_all([future for _, future in waiting], [error] * len(waiting))
+
+    def _take(self) -> "list[tuple[A, asyncio.Future[T]]]":
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        futures = iter([future for _, future in waiting])
+        return waiting
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._take()
+        futures = [future for _, future in waiting]
         try:
-            for answer in self._work([item for item, _ in waiting]):
-                loop.call_soon_threadsafe(_answer, next(futures), answer)
+            answers = self._work([item for item, _ in waiting])
+            if isinstance(answers, list):
+                loop.call_soon_threadsafe(_answer_all, futures, answers)
+                return
+            for answer in answers:
+                loop.call_soon_threadsafe(_answer, futures.pop(0), answer)
         except Exception as error:
-            for future in futures:
-                loop.call_soon_threadsafe(_answer, future, error)
+            loop.call_soon_threadsafe(_answer_all, futures, [error] * len(futures))
+
+
+def _answer_all(futures: "list[asyncio.Future[T]]", answers: Sequence[T | Exception]) -> None:
+    for future, answer in zip(futures, answers, strict=True):
+        _answer(future, answer)
 
 
 def _answer(future: "asyncio.Future[T]", answer: T | Exception) -> None:
