@@ -6,6 +6,7 @@ event in half a minute are in half an hour as many as a day has at one in 25 min
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -104,22 +105,26 @@ class Life:
         return ROLLOUT_GAP
 
 
+def opened(node: Node) -> dict[str, str]:
+    """The router's descriptors, each with what it is; one that is closed meanwhile is none."""
+    found = {}
+    for each in Path(f"/proc/{processes.router(node)}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found[each.name] = os.readlink(each)
+    return found
+
+
 def usage(node: Node) -> tuple[float, int, int]:
     """(MiB resident, open descriptors, connections to the API server, which are not among them) of the node's router.
 
     The client's pool keeps an idle connection until its next request: how many there are is chance."""
     process = Path(f"/proc/{processes.router(node)}")
     (resident,) = re.findall(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
-    opened = {os.readlink(each) for each in (process / "fd").iterdir()}
+    descriptors = list(opened(node).values())
     tables = "".join((process / "net" / name).read_text() for name in ("tcp", "tcp6"))
     to_api = {f"socket:[{inode}]" for port, inode in re.findall(CONNECTION, tables) if int(port, 16) == API_PORT}
-    return int(resident) / 1024, len(list((process / "fd").iterdir())) - len(opened & to_api), len(opened & to_api)
-
-
-def opened(node: Node) -> dict[str, str]:
-    """The router's descriptors and what each is, for a failure's text."""
-    folder = Path(f"/proc/{processes.router(node)}/fd")
-    return {each.name: os.readlink(each) for each in folder.iterdir()}
+    calls = len(to_api.intersection(descriptors))
+    return int(resident) / 1024, len(descriptors) - calls, calls
 
 
 def age(cluster: Cluster, node: Node) -> float:
