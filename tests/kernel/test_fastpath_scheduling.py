@@ -1,6 +1,6 @@
 """A worker is a real-time thread while it would have to wait for a CPU, and no longer than its share of one allows.
 
-Topology: fastpath_world.py. The worker and a busy process are bound to one CPU, so that it has to wait there.
+Topology: fastpath_world.py. The worker is bound to a CPU where another process comes first, so that it has to wait.
 """
 
 import os
@@ -18,6 +18,14 @@ from kernel.fastpath_world import B, World, plain, start_again
 from weave_router.fastpath.probe import Lock
 
 CPU = min(os.sched_getaffinity(0))
+HOG = """
+import time
+while True:
+    end = time.monotonic() + 0.005
+    while time.monotonic() < end:
+        pass
+    time.sleep(0.005)
+"""
 STAY = 1.0
 """Seconds until the ordinary class is tried again (REALTIME_NS)."""
 
@@ -28,9 +36,10 @@ def worker_thread() -> int:
 
 @contextmanager
 def busy_cpu() -> Iterator[None]:
-    """Another process of the ordinary class that never sleeps, in a session of its own as a pod's is."""
-    hog = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+    """Another process is ahead of every worker there, half of the time."""
+    hog = subprocess.Popen([sys.executable, "-c", HOG])
     os.sched_setaffinity(hog.pid, {CPU})
+    os.sched_setscheduler(hog.pid, os.SCHED_RR, os.sched_param(2))
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ FACTORS: dict[str, list[object]] = {
     "mtu": [1280, 1500, 9000],
     "family": ["v4", "v6"],
     "nic": list(Nic),
-    "refuse": ["", "uso", "tso", "csum", "udp_segment", "udp_gro,ipsec_mb", "bpf,locked"],
+    "refuse": ["", "uso", "tso", "csum", "udp_segment", "udp_gro,ipsec_mb", "bpf,locked,realtime"],
     "bridge_netfilter": [False, True],
 }
 CASES = covering_array(FACTORS)
