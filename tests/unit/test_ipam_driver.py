@@ -274,6 +274,32 @@ async def test_named_addresses_and_exhaustion(world: World) -> None:
     running.cancel()
 
 
+async def test_blocks_that_settle_are_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than for those that somebody may give, and not for ever."""
+    monkeypatch.setattr(ipam_driver, "EXHAUSTED_WAIT_SECONDS", 0.1)
+    driver = world.driver()
+    running = asyncio.create_task(driver.run())
+
+    def give_from(subnet: str) -> None:
+        world.service.settings = world.service.settings.__class__(
+            "n1", DOMAIN, IPv4Network(RANGE), subnet=IPv4Network(subnet))  # fmt: skip
+
+    give_from("10.32.7.0/30")
+    for name in "ab":
+        await attach(world, driver, name)
+    world.service.allocator._blocks[-1] = False
+    waiting = asyncio.create_task(attach(world, driver, "c"))
+    assert await asyncio.wait({waiting}, timeout=0.5) == (set(), {waiting})
+    give_from("10.32.7.0/29")
+    assert await waiting == int(IPv4Address("10.32.7.3"))
+    give_from("10.32.7.0/30")
+    monkeypatch.setattr(ipam_driver, "COMING_WAIT_SECONDS", 0.2)
+    with pytest.raises(ExhaustedError):
+        await attach(world, driver, "d")
+    await driver.close()
+    running.cancel()
+
+
 async def test_a_cooled_address_is_free_on_disk_too(tmp_path: Path) -> None:
     with Store.open(tmp_path, boot_id="boot") as store:
         service = opened(store, config(debug_timers={"cooldown": 0.05}))

@@ -32,6 +32,8 @@ WRITE_AGAIN_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 2.0
 EXHAUSTED_WAIT_SECONDS: Final = 1.8
 """How long an asker waits for blocks that were asked for; the answer comes within 2 s."""
+COMING_WAIT_SECONDS: Final = 5.0
+"""The same where blocks are this node's already and settle: a burst of pods may be faster than their gifts."""
 LOOK_AGAIN_SECONDS: Final = 0.05
 
 
@@ -160,13 +162,17 @@ class IpamDriver:
         if wanted is not None:
             self.service.claim(holder, wanted, now())
             return wanted
-        deadline = now() + EXHAUSTED_WAIT_SECONDS
+        began = now()
         while True:
             try:
                 return self.service.allocate(holder, now())[0]
             except ExhaustedError:
                 self.do(lambda service, at: service.want(at))
-                if now() > deadline or not self.service.may_grow():
+                coming = self.service.allocator.has_coming()
+                waited = now() - began
+                if waited > (COMING_WAIT_SECONDS if coming else EXHAUSTED_WAIT_SECONDS):
+                    raise
+                if not coming and not self.service.may_grow():
                     raise
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
