@@ -26,8 +26,6 @@ PEAK_DATAGRAM = 60_000
 UDP_PORT = 6783
 REORDERED_BY_KERNEL = 0.01
 """A sender that moves to another CPU overtakes itself: veth queues per CPU. Seen: 5 of 20,000."""
-LOST_BY_KERNEL = 0.02
-"""On the way to the relay, of a machine whose CPUs are all taken. Seen: 243 of 20,000."""
 
 
 @pytest.fixture
@@ -164,12 +162,11 @@ def test_relay_faults_at_200_mbit(lab: Lab) -> None:
     switch = lab.switch()
     h1, h2 = lab.host("h1", switch), lab.host("h2", switch, faults=Faults())
     clean = lab.traffic.udp(h1, h2, h2.address(), count=20_000, min_size=1400, max_size=1400, rate=400)()
-    assert (clean["duplicated"], clean["corrupt"]) == (0, 0)
-    assert clean["lost"] < LOST_BY_KERNEL * 20_000, "the relay's own are overflow, below"
+    assert (clean["lost"], clean["duplicated"], clean["corrupt"]) == (0, 0, 0)
     assert clean["reordered"] < REORDERED_BY_KERNEL * 20_000
     h2.wire.set_faults(Faults(loss=0.01, duplicate=0.05, reorder=0.1))
     got = lab.traffic.udp(h1, h2, h2.address(), count=20_000, min_size=1400, max_size=1400, rate=400)()
-    assert 120 < got["lost"] < 280 + LOST_BY_KERNEL * 20_000
+    assert 120 < got["lost"] < 280
     assert 800 < got["duplicated"] < 1200
     assert 1000 < got["reordered"] < 2500
     assert got["corrupt"] == 0

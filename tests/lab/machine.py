@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -74,7 +75,7 @@ runroot = "/run/containers\""""
 _serials = itertools.count(1)
 
 
-class Booted:
+class Booted(ABC):
     """A context in which a first process of its own runs; it ends with it, and with a start that fails."""
 
     def __init__(self, host: Host) -> None:
@@ -93,8 +94,8 @@ class Booted:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self) -> None: ...
 
     def close(self) -> None:
         """The first process inside takes all others with it."""

@@ -22,7 +22,7 @@ from weave_router.ipam import driver as ipam_driver
 from weave_router.ipam import start_driver
 from weave_router.ipam.allocator import BRIDGE, AddressTakenError, ExhaustedError, Holder, NotNowError
 from weave_router.ipam.driver import IpamDriver
-from weave_router.ipam.service import Service
+from weave_router.ipam.service import Gift, Service
 from weave_router.store import Attachment, Store, StoreError
 from weave_router.store_group import GroupWriter
 from weave_router.tunnel.identity import Identity
@@ -287,7 +287,7 @@ async def test_blocks_that_settle_are_waited_for(world: World, monkeypatch: pyte
     give_from("10.32.7.0/30")
     for name in "ab":
         await attach(world, driver, name)
-    world.service.allocator._blocks[-1] = False
+    world.service.gifts[1] = Gift(set(), {b"far"}, None, None)
     waiting = asyncio.create_task(attach(world, driver, "c"))
     assert await asyncio.wait({waiting}, timeout=0.5) == (set(), {waiting})
     give_from("10.32.7.0/29")

@@ -226,10 +226,6 @@ class Allocator:
             room += self._room_of(block) * self._blocks[block]
         return room < PREFETCH_FREE
 
-    def has_coming(self) -> bool:
-        """Blocks that are this node's and not yet to be used."""
-        return not all(self._blocks.values())
-
     def get_timer(self) -> float | None:
         return next(iter(self._resting.values()))[0] if self._resting else None
 

@@ -33,7 +33,7 @@ DRAIN_SECONDS: Final = 2.0
 EXHAUSTED_WAIT_SECONDS: Final = 1.8
 """How long an asker waits for blocks that were asked for; the answer comes within 2 s."""
 COMING_WAIT_SECONDS: Final = 5.0
-"""The same where blocks are this node's already and settle: a burst of pods may be faster than their gifts."""
+"""The same where gifts have come and settle: a burst of pods may be faster than one after another."""
 LOOK_AGAIN_SECONDS: Final = 0.05
 
 
@@ -168,11 +168,8 @@ class IpamDriver:
                 return self.service.allocate(holder, now())[0]
             except ExhaustedError:
                 self.do(lambda service, at: service.want(at))
-                coming = self.service.allocator.has_coming()
-                waited = now() - began
-                if waited > (COMING_WAIT_SECONDS if coming else EXHAUSTED_WAIT_SECONDS):
-                    raise
-                if not coming and not self.service.may_grow():
+                longest = COMING_WAIT_SECONDS if self.service.gifts else EXHAUSTED_WAIT_SECONDS
+                if now() - began > longest or not self.service.may_grow():
                     raise
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
 
