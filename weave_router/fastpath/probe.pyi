@@ -26,8 +26,10 @@ class Parsed(NamedTuple):
 class Lane:
     """A lane that readers share, where no program steers."""
 
-    def take(self, epoch: int, n: int, times: int, readers: int) -> list[int]:
-        """The first counters of so many runs of ``n``, 0 for none; without the GIL, when so many readers are here."""
+    def take(self, epoch: int, n: int, times: int, readers: int, meetings: int) -> list[tuple[int, int]]:
+        """Take counters for frames of ``n`` pieces so many times, and go on until a reader was interrupted ``meetings``
+        times. (counter, times taken without an interruption), ...; 0: there was none. Without the GIL, when so many
+        readers are here."""
 
 class Queues:
     waiting: tuple[int, int, int]

@@ -18,13 +18,14 @@ from weave_router.fastpath.frame cimport (
     parse_untrusted as c_parse_untrusted,
     seed_checksum,
 )
-from weave_router.fastpath.includes.linux cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from weave_router.fastpath.includes.linux cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, sched_yield, timespec
 from weave_router.fastpath.includes.native cimport (
     acquire32,
     acquire64,
     add32,
     csum_fold,
     csum_partial,
+    release32,
     spin_lock,
     spin_unlock,
 )
@@ -56,6 +57,9 @@ from weave_router.fastpath.state cimport Shared, TxLane, Worker
 WINDOW_SIZE = C_WINDOW_SIZE
 FRAME_COST, QUANTUM, QUANTUM_LEAST = C_FRAME_COST, C_QUANTUM, C_QUANTUM_LEAST
 QUEUE_WEIGHT, QUEUE_FLOWS, VICTIM_FRAMES = C_QUEUE_WEIGHT, C_QUEUE_FLOWS, C_VICTIM_FRAMES
+
+cdef enum:
+    MOST_RUNS = 1 << 28  # some seconds: readers that never meet give up
 
 Parsed = namedtuple("Parsed", ("ethertype", "family", "l3", "l4", "protocol", "end", "payload", "fragment"))
 
@@ -111,7 +115,7 @@ cdef class Lane:
     """The counters of a lane where no program steers, which readers share."""
     cdef TxLane lane
     cdef Shared *shared
-    cdef uint32_t here
+    cdef uint32_t here, met
 
     def __cinit__(self):
         self.shared = <Shared *>calloc(1, sizeof(Shared))
@@ -122,10 +126,12 @@ cdef class Lane:
     def __dealloc__(self):
         free(self.shared)
 
-    def take(self, int epoch, int n, size_t times, uint32_t readers):
-        cdef uint64_t[::1] found = array("Q", bytes(8 * times))
+    def take(self, int epoch, int n, size_t times, uint32_t readers, size_t meetings):
+        cdef uint64_t[::1] firsts = array("Q", bytes(8 * (times + meetings + 1)))
+        cdef uint64_t[::1] runs = array("Q", bytes(8 * (times + meetings + 1)))
         cdef Worker *reader = <Worker *>calloc(1, sizeof(Worker))
-        cdef size_t i
+        cdef uint64_t counter, expected = 0
+        cdef size_t taken = 0, spans = 0
         if reader == NULL:
             raise MemoryError
         reader.shared = self.shared
@@ -133,11 +139,18 @@ cdef class Lane:
         with nogil:
             add32(&self.here, 1)
             while acquire32(&self.here) < readers:
-                pass
-            for i in range(times):
-                found[i] = next_nonces(reader, &self.lane, epoch, n)
+                sched_yield()
+            while taken < times or (spans <= meetings and not acquire32(&self.met) and taken < MOST_RUNS):
+                counter = next_nonces(reader, &self.lane, epoch, n)
+                taken += 1
+                if counter == 0 or counter != expected:
+                    firsts[spans] = counter
+                    spans += 1
+                runs[spans - 1] += 1
+                expected = counter + n
+            release32(&self.met, 1)
         free(reader)
-        return list(found)
+        return list(zip(firsts[:spans], runs[:spans], strict=True))
 
 
 cdef class Queues:

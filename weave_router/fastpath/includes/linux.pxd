@@ -160,6 +160,7 @@ cdef extern from "<sched.h>" nogil:
     struct sched_param:
         int sched_priority
     int sched_setscheduler(int pid, int policy, const sched_param *parameter)
+    int sched_yield()
     enum:
         SCHED_OTHER
         SCHED_RR
