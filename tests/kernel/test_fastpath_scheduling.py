@@ -3,6 +3,7 @@
 Topology: fastpath_world.py. The worker is bound to a CPU where another process comes first, so that it has to wait.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from kernel.fastpath_pair import wait_for
@@ -45,6 +47,28 @@ def busy_cpu() -> Iterator[None]:
     finally:
         hog.kill()
         hog.wait()
+
+
+@contextmanager
+def not_allowed() -> Iterator[None]:
+    """This thread and those that it starts have no CAP_SYS_NICE."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    words = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 capabilities
+    assert libc.capget(header, words) == 0
+    words[0] ^= 1 << 23
+    assert libc.capset(header, words) == 0
+    try:
+        yield
+    finally:
+        words[0] ^= 1 << 23
+        assert libc.capset(header, words) == 0
+
+
+def figures_open() -> int:
+    """Workers that look how long they wait for a CPU."""
+    entries = (entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+    return sum(os.readlink(entry).endswith("/schedstat") for entry in entries)
 
 
 @pytest.fixture
@@ -103,6 +127,17 @@ def test_without_a_share_it_stays_ordinary(world: World, started: Callable[[floa
     thread = started(0)
     with busy_cpu():
         assert not traffic(world, lambda: os.sched_getscheduler(thread) != os.SCHED_OTHER, seconds=0.5)
+
+
+def test_where_the_class_is_refused_nothing_is_looked_at(world: World, started: Callable[[float], int]) -> None:
+    """From the start on: a router's descriptors do not depend on how busy its node has been."""
+    started(0.9)
+    wait_for(lambda: figures_open() == 1)
+    with not_allowed():
+        thread = started(0.9)
+    before = world.engine.counters()["frames_in"]
+    assert traffic(world, lambda: world.engine.counters()["frames_in"] > before)
+    assert figures_open() == 0 and os.sched_getscheduler(thread) == os.SCHED_OTHER
 
 
 def test_a_lock_s_holder_runs_while_a_real_time_thread_waits_for_it() -> None:

@@ -37,7 +37,7 @@ cdef enum:
     FEW = 2  # one alone is no reason to rest: its answer may come at once
 
 cdef struct Scheduling:
-    int fd  # the kernel's figures of this thread; -1: it keeps none, or refused the class
+    int fd  # the kernel's figures of this thread; -1: it keeps none, or refuses the class
     int64_t share  # of a CPU, per 1,024
     int64_t credit_ns
     uint64_t looked_ns
@@ -84,7 +84,7 @@ cdef inline void scheduling_begin(Scheduling *it, int64_t share, uint64_t now) n
     it.looked_ns = now
     it.realtime = it.served = 0
     it.missed_ns = 0
-    if it.fd >= 0 and not read_figures(it):
+    if it.fd >= 0 and not (read_figures(it) and ask_realtime(True) and ask_realtime(False)):
         scheduling_end(it)
 
 
