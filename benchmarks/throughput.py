@@ -4,7 +4,8 @@
     pod c -- [h3: router       ] ----cable---- [h4: router       ] -- pod d      the same with --plaintext
 
 Each kind of wire in turn: segmented (tso, gso and UDP segmentation off and GRO on at both ends, as on a card without
-offloads) and offloads, each also with bridge netfilter and so conntrack on the hosts (``segmented-netfilter``).
+offloads) and offloads, each also with bridge netfilter and so conntrack on the hosts (``segmented-netfilter``), and
+the floods of UDP as on a kernel whose TAP knows no UDP segmentation, before 6.2 (``segmented-without-uso``).
 Cases are those of _measures.py, and ``footprint``: start-up time, resident memory and idle CPU of one router. Runs
 alternate, so that a machine that slows down slows all alike; the figure is the median of ``--rounds``. Prints a table
 and merges what it measured into ``benchmarks/results/latest.json``: object ``throughput`` by figure and wire, each with
@@ -36,11 +37,14 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 WIRES = {"segmented": Nic.SEGMENTED, "offloads": Nic.OFFLOADS}
-NETFILTER = "-netfilter"
+NETFILTER, WITHOUT_USO = "-netfilter", "-without-uso"
+KINDS = [wire + more for more in ("", NETFILTER, WITHOUT_USO) for wire in WIRES]
 VXLAN_ADDRESSES = ("10.99.0.1", "10.99.0.2")
 VXLAN_ADDRESSES_V6 = ("fd99::1", "fd99::2")
 PLAINTEXT = ("tcp1", "udp64")
 """Cases that are measured in plaintext too."""
+BY_USO = ("udp64", "udp64x64", "udp1350", "udp1350x64")
+"""Cases that UDP segmentation on the TAP makes faster."""
 FOOTPRINT = "footprint"
 IDLE_SECONDS = 5.0
 CASES = (*measures(None, 0), FOOTPRINT)  # type: ignore[arg-type]  # names only
@@ -51,6 +55,7 @@ BARS: dict[str, Bar] = {  # by ratio
     "tcp1.encrypted.offloads": (">=", 0.60),
     **{f"tcp4.encrypted_to_tcp1.{wire}": (">=", 0.95) for wire in WIRES},
     **{f"udp64.encrypted.{wire}": (">=", 1.5) for wire in WIRES},
+    **{f"udp64.encrypted.{wire}{WITHOUT_USO}": (">=", 1.0) for wire in WIRES},
     **{f"udp64x64.encrypted.{wire}": (">=", 1.1) for wire in WIRES},
     **{f"udp1350.encrypted.{wire}": (">=", 1.0) for wire in WIRES},
     **{f"rtt.p50.encrypted.{wire}": ("<=", 2.0) for wire in WIRES},
@@ -70,9 +75,10 @@ BARS: dict[str, Bar] = {  # by ratio
 def two_hosts(
     lab: Lab, names: tuple[str, str], wire: str, flags: list[str]
 ) -> tuple[list[Host], list[Pod], list[Router]]:
-    cable = lab.cable(nic=WIRES[wire.removesuffix(NETFILTER)])
+    cable = lab.cable(nic=WIRES[wire.partition("-")[0]])
     hosts = [lab.host(name, cable, bridge_netfilter=wire.endswith(NETFILTER)) for name in names]
-    routers, pods = start_cluster(lab, hosts, flags=flags)
+    refused = {"WEAVE_ROUTER_REFUSE": "uso"} if wire.endswith(WITHOUT_USO) else {}
+    routers, pods = start_cluster(lab, hosts, flags=flags, env=refused)
     return hosts, pods, routers
 
 
@@ -97,6 +103,8 @@ Samples = dict[str, dict[str, list[float]]]  # "figure.wire" -> way -> one figur
 
 def run_wire(wire: str, cases: list[str], rounds: int, seconds: float, console: Console) -> Samples:
     samples: Samples = {}
+    if wire.endswith(WITHOUT_USO):
+        cases = [case for case in cases if case in BY_USO]
     with Lab() as lab:
         ways, router = ways_of(lab, wire, plaintext=any(case in PLAINTEXT for case in cases))
         known = measures(lab, seconds)
@@ -181,17 +189,16 @@ def show(ratios: dict[str, float], console: Console) -> None:
 
 
 def parse() -> argparse.Namespace:
-    wires = [*WIRES, *(wire + NETFILTER for wire in WIRES)]
     parser = argparse.ArgumentParser(description="Speed against kernel VXLAN, in network namespaces.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2, help="length of each throughput run")
-    parser.add_argument("--wire", action="append", choices=wires, help="these only [default: all]")
+    parser.add_argument("--wire", action="append", choices=KINDS, help="these only [default: all]")
     parser.add_argument("--cases", default=",".join(CASES), help="by commas [default: all]: " + ",".join(CASES))
     options = parser.parse_args()
     options.cases = options.cases.split(",")
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
-    options.wire = options.wire or wires
+    options.wire = options.wire or KINDS
     return options
 
 
