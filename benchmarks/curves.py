@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +33,7 @@ from lab.router import ping, wait_for  # noqa: E402
 from lab.traffic import Traffic  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from weave_router import limits  # noqa: E402
 from weave_router.fastpath import engine as fp  # noqa: E402
 
 POINTS = {"workers": (1, 2, 3, 4), "peers": (1, 4, 16, 64), "tables": (10, 1_000, 100_000)}
@@ -54,7 +55,7 @@ def workers(count: int, rounds: int, seconds: float) -> list[Figures]:
 
 def peers(count: int, rounds: int, seconds: float) -> list[Figures]:
     """``count`` routers besides the first."""
-    with Lab() as lab:
+    with many_neighbours(), Lab() as lab:
         switch = lab.switch()
         hosts = [lab.host(f"h{number}", switch) for number in range(1, count + 2)]
         routers = [lab.router(host, bridge_address=f"10.32.{number}.1", peers=[hosts[0].address()] * (number > 1))
@@ -66,6 +67,21 @@ def peers(count: int, rounds: int, seconds: float) -> list[Figures]:
         for number in range(2, count + 2):  # a session with each: its bridge answers
             wait_for(f"h{number}", lambda number=number: ping(pods[0], f"10.32.{number}.1", wait=0.5), 60)
         return taken(lab, Way("encrypted", *pods, pods[1].v4), rounds, seconds)
+
+
+@contextmanager
+def many_neighbours() -> Iterator[None]:
+    """The kernel counts the neighbours of all namespaces together: hosts that know each other fill its table."""
+    files = [Path(f"/proc/sys/net/{family}/neigh/default/gc_thresh{serial}")
+             for family in ("ipv4", "ipv6") for serial in (3, 2, 1)]  # fmt: skip
+    before = {file: file.read_text() for file in files}
+    try:
+        for serial, file in enumerate(files):
+            file.write_text(str(max(int(before[file]), limits.NEIGHBOURS >> serial % 3)))
+        yield
+    finally:
+        for file, text in reversed(before.items()):
+            file.write_text(text)
 
 
 def taken(lab: Lab, way: Way, rounds: int, seconds: float) -> list[Figures]:

@@ -8,7 +8,7 @@ from unit.mesh_sim import PORT, Network, Node, remembered_verify, tokens
 
 from weave_router import limits
 from weave_router.mesh.calls import LINKS_SOUGHT
-from weave_router.mesh.core import Mesh
+from weave_router.mesh.core import LINKS_KEPT, Mesh
 from weave_router.mesh.events import (
     NO_PROOF,
     CloneSeen,
@@ -549,6 +549,22 @@ def test_the_operators_limit_of_links_holds_for_calls_and_callers() -> None:
     assert len(hub.core.status().links) == 2
     left = [node for node in net.running() if node is not hub and not node.core.status().links]
     assert [target(node, "10.0.0.200")[1] for node in left] == ["the peer has as many links as it may"]
+
+
+def test_more_nodes_list_one_address_than_that_one_links_with() -> None:
+    """Each gets in: the full one ends the link of another that has enough. Who was sent away so is linked with others
+    and calls it again once in some minutes, not all the time."""
+    net = Network(2)
+    hub = net.add(200, link_limit=8)
+    for index in range(1, 17):
+        net.add(index, 200)
+    assert net.run(20.0, net.agree) < 20.0
+    net.run(10.0)
+    assert len(hub.core.status().links) <= 8
+    assert all(len(node.core.status().links) >= LINKS_KEPT for node in net.running())
+    calm = net.now
+    net.run(30.0)
+    assert len([at for at, _, whom in net.dials if whom == hub.host and at > calm]) <= 8
 
 
 def test_a_node_with_enough_links_of_its_own_looks_for_no_more() -> None:

@@ -78,7 +78,9 @@ class Calls:
         if not self._discovery or node_id in self._up or node_id == self._replica.own_id or not self._ways_to(node_id):
             return False
         few = len(self._up) + len(self._calls) < self._sought
-        return few or node_id not in self._replica.topology.reachable
+        topology = self._replica.topology
+        room = len(topology.links.get(node_id, ())) < limits.LINKS_MAX
+        return (few and room) or node_id not in topology.reachable
 
     def _ways_to(self, node_id: bytes) -> list[Endpoint]:
         """Where a member may be called. An address that is ours, too (a container bridge has the same on every host)

@@ -57,6 +57,8 @@ TICK_SECONDS: Final = 0.25
 HEARTBEAT_TICKS: Final = 2
 DISCOVERY_TICKS: Final = 20
 SYNC_SECONDS: Final = 30.0
+LINKS_KEPT: Final = 4
+"""A full node that lets another in ends no link of a node that would have fewer then."""
 DUPLICATES_MAX: Final = 4  # calls that cross make one; a node that calls on and on is not waited for
 
 
@@ -328,6 +330,8 @@ class Mesh:
             return
         other = self._up.get(peer.node_id)
         refusal = self._refusal(place.link, other)
+        if refusal == "full" and self._make_room(peer.node_id, now):
+            refusal = ""
         if refusal:
             self._show_newer(place, peer, now)
             self.calls.linked(number, peer.node_id, now, settled=other is not None)
@@ -358,6 +362,16 @@ class Mesh:
         if other is not None:
             return "" if self._is_better(link, self._places[other].link) else "duplicate"
         return "full" if len(self._up) >= self.config.link_limit else ""
+
+    def _make_room(self, node_id: bytes, now: float) -> bool:
+        """For a node that nobody is linked with: else all that list one address would be as many as that one takes."""
+        topology = self.replica.topology
+        if not self.config.discovery or node_id in topology.reachable:
+            return False
+        spare = [number for other, number in self._up.items() if len(topology.links.get(other, ())) > LINKS_KEPT]
+        if spare:
+            self._drop(self._rng.choice(spare), "full", now)
+        return bool(spare)
 
     def _is_better(self, new: Link, old: Link) -> bool:
         """The same answer at both ends: a later start of the peer, then the smaller id's call, then the later one."""
@@ -441,7 +455,7 @@ class Mesh:
             self._drop(duplicate, "duplicate", now)
         peer = place.link.peer
         if peer is not None and self._up.get(peer.node_id) == number:
-            self._link_down(peer.node_id, reason, now)
+            self._link_down(peer.node_id, reason, now, refused=ended.code == "full")
             return
         if place.link.initiator:
             self._call_failed(number, reason if place.link.opening.proven else NO_PROOF, now)
@@ -453,13 +467,16 @@ class Mesh:
         self._places.pop(number, None)
         self._effects.append(Hangup(number))
 
-    def _link_down(self, node_id: bytes, reason: str, now: float) -> None:
+    def _link_down(self, node_id: bytes, reason: str, now: float, *, refused: bool) -> None:
+        """``refused``: one of the two has no room for it."""
         del self._up[node_id]
         self.replica.events.append(LinkDown(node_id, reason))
         if self.closed:
             return
-        self.targets.unlinked(node_id, reason, len(self.table), now)
-        self.calls.lost(node_id, now)
+        elsewhere = refused and self.config.discovery and bool(self._up)
+        self.targets.unlinked(node_id, reason, len(self.table), now, patient=elsewhere)
+        if not elsewhere:
+            self.calls.lost(node_id, now)
         self.calls.discover(now)
         self._links_changed(now)
 

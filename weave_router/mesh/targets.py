@@ -21,6 +21,10 @@ SELF_RETRY_SECONDS: Final = 60.0
 """An address that was our own may move to another node (a name, a floating address)."""
 
 
+FULL_RETRY_SECONDS: Final = 300.0
+"""A target that has no room for us, while we are linked with others: each call of it makes a new record of ours."""
+
+
 class TargetState(StrEnum):
     WAITING = "waiting"  # not yet tried
     CONNECTING = "connecting"
@@ -182,10 +186,10 @@ class Targets:
         if isinstance(callee, Target):
             callee.state, callee.retry_at = TargetState.CONNECTING, None
 
-    def failed(self, callee: Callee, reason: str, members: int, now: float) -> None:
-        """The call came to nothing, or its link ended."""
+    def failed(self, callee: Callee, reason: str, members: int, now: float, *, patient: bool = False) -> None:
+        """The call came to nothing, or its link ended. ``patient``: we do well without."""
         callee.call = None
-        at = now + retry_interval(members) * self._rng.uniform(0.9, 1.1)
+        at = now + (FULL_RETRY_SECONDS if patient else retry_interval(members)) * self._rng.uniform(0.9, 1.1)
         if isinstance(callee, Target):
             callee.state, callee.reason, callee.retry_at = TargetState.RETRYING, reason, at
         elif callee.node_id in self._members:
@@ -208,11 +212,11 @@ class Targets:
             callee.retry_at = None
         self.drop(node_id)
 
-    def unlinked(self, node_id: bytes, reason: str, members: int, now: float) -> None:
+    def unlinked(self, node_id: bytes, reason: str, members: int, now: float, *, patient: bool) -> None:
         """The node has no link any more: the targets that led to it are called again."""
         for target in self._targets.values():
             if target.node_id == node_id and target.state is TargetState.CONNECTED:
-                self.failed(target, reason, members, now)
+                self.failed(target, reason, members, now, patient=patient)
 
     def reached(self, node_id: bytes, endpoints: Container[Endpoint]) -> None:
         """A link came up by whatever call: targets that lead to the same node need none of their own."""
