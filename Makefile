@@ -151,14 +151,14 @@ bench: .setup/release .setup/bench .setup/clients
 lint: .setup/release
 	@$(BIN)/python .ci/rooms quality -- $(ARGS)
 
-debug: .setup/debug
+debug: .setup/release .setup/debug
 	@PYTHONPATH=$(CURDIR)/build/debug-site $(BIN)/python .ci/rooms unit kernel -- $(ARGS)
 
 ASAN = PYTHONPATH=$(CURDIR)/build/asan-site PYTHONMALLOC=malloc \
   LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" \
   ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
-asan: .setup/asan
+asan: .setup/release .setup/asan
 	@$(ASAN) $(BIN)/python .ci/rooms unit security -- $(ARGS)
 
 fuzz: .setup/asan
