@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,13 +21,15 @@ from weave_router.fastpath.probe import Lock
 
 CPU = min(os.sched_getaffinity(0))
 HOG = """
-import time
-while True:
-    end = time.monotonic() + 0.005
-    while time.monotonic() < end:
+import os, time
+while os.read(0, 1):
+    end = time.thread_time() + 0.001
+    while time.thread_time() < end:
         pass
-    time.sleep(0.005)
+    os.write(1, b".")
 """
+"""1 ms of CPU time for each byte."""
+Turn = Callable[[], AbstractContextManager[object]]
 STAY = 1.0
 """Seconds until the ordinary class is tried again (REALTIME_NS)."""
 
@@ -37,16 +39,25 @@ def worker_thread() -> int:
 
 
 @contextmanager
-def busy_cpu() -> Iterator[None]:
-    """Another process is ahead of every worker there, half of the time."""
-    hog = subprocess.Popen([sys.executable, "-c", HOG])
+def busy_cpu() -> Iterator[Turn]:
+    """Another process is ahead of every worker there for the first millisecond of each turn, which it ends."""
+    hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    assert hog.stdin and hog.stdout
     os.sched_setaffinity(hog.pid, {CPU})
     os.sched_setscheduler(hog.pid, os.SCHED_RR, os.sched_param(2))
-    try:
+    to_hog, from_hog = hog.stdin, hog.stdout
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        to_hog.write(b".")
         yield
-    finally:
-        hog.kill()
-        hog.wait()
+        assert from_hog.read(1)
+
+    with hog:
+        try:
+            yield turn
+        finally:
+            hog.kill()
 
 
 @contextmanager
@@ -85,14 +96,17 @@ def started(world: World) -> Callable[[float], int]:
     return start
 
 
-def traffic(world: World, until: Callable[[], bool], *, frames: int = 1, seconds: float = 10) -> bool:
+def traffic(
+    world: World, until: Callable[[], bool], turn: Turn = nullcontext, *, frames: int = 1, seconds: float = 10
+) -> bool:
     """So many frames until this is so, and more when all have come and a millisecond nothing; False: it never was."""
     blast = [plain(B, 60)] * frames
     end = time.monotonic() + seconds
     while not until():
         if time.monotonic() > end:
             return False
-        world.put(*blast)
+        with turn():
+            world.put(*blast)
         while world.peers[2].receive(0.001) is not None:
             pass
     return True
@@ -100,8 +114,8 @@ def traffic(world: World, until: Callable[[], bool], *, frames: int = 1, seconds
 
 def test_who_has_to_wait_becomes_real_time_and_ordinary_again(world: World, started: Callable[[float], int]) -> None:
     thread = started(0.9)
-    with busy_cpu():
-        assert traffic(world, lambda: world.engine.worker_states()[0].realtime)
+    with busy_cpu() as turn:
+        assert traffic(world, lambda: world.engine.worker_states()[0].realtime, turn)
         assert os.sched_getscheduler(thread) == os.SCHED_RR
     began = time.monotonic()
     assert traffic(world, lambda: os.sched_getscheduler(thread) == os.SCHED_OTHER)
@@ -116,17 +130,17 @@ def test_real_time_ends_with_the_share(world: World, started: Callable[[float], 
     def realtime() -> bool:
         return world.engine.worker_states()[0].realtime
 
-    with busy_cpu():
-        assert traffic(world, realtime)
-        assert traffic(world, lambda: world.engine.counters()["realtime_spent"] > 0, frames=300)
+    with busy_cpu() as turn:
+        assert traffic(world, realtime, turn)
+        assert traffic(world, lambda: world.engine.counters()["realtime_spent"] > 0, turn, frames=300)
         assert os.sched_getscheduler(thread) == os.SCHED_OTHER
-        assert not traffic(world, realtime, frames=300, seconds=0.5)
+        assert not traffic(world, realtime, turn, frames=300, seconds=0.5)
 
 
 def test_without_a_share_it_stays_ordinary(world: World, started: Callable[[float], int]) -> None:
     thread = started(0)
-    with busy_cpu():
-        assert not traffic(world, lambda: os.sched_getscheduler(thread) != os.SCHED_OTHER, seconds=0.5)
+    with busy_cpu() as turn:
+        assert not traffic(world, lambda: os.sched_getscheduler(thread) != os.SCHED_OTHER, turn, seconds=0.5)
 
 
 def test_where_the_class_is_refused_nothing_is_looked_at(world: World, started: Callable[[float], int]) -> None:

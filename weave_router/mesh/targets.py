@@ -19,8 +19,6 @@ from weave_router.mesh.record import Endpoint
 
 SELF_RETRY_SECONDS: Final = 60.0
 """An address that was our own may move to another node (a name, a floating address)."""
-
-
 FULL_RETRY_SECONDS: Final = 300.0
 """A target that has no room for us, while we are linked with others: each call of it makes a new record of ours."""
 
