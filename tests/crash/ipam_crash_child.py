@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from crash.deaths import every_death
 from model.invariants import UP, Node, violations
-from unit.deaths import every_death
 
 from weave_router import store_file
 from weave_router.config import LaunchConfig

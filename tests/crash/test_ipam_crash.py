@@ -7,7 +7,7 @@ the store's own test.
 from pathlib import Path
 
 import pytest
-from unit.test_store_crash import lives, scratch, shim
+from crash.test_store_crash import lives, scratch, shim
 
 CHILD = Path(__file__).parent / "ipam_crash_child.py"
 ROUNDS = Path(__file__).parent / "ipam_round_child.py"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from unit.deaths import every_death
+from crash.deaths import every_death
 
 from weave_router import store_file
 from weave_router.store import Attachment, Store

@@ -1,6 +1,6 @@
 """A life that is ended at its n-th change of a file, for every n, by a kill and by a loss of power.
 
-What store_crash_child.py and model/ipam_crash_child.py have in common: the fork under crash_shim.so, and the loop over
+What store_crash_child.py and ipam_crash_child.py have in common: the fork under crash_shim.so, and the loop over
 all deaths. Knows no store; the life says what it had acknowledged, the caller judges what is left.
 """
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
-from model.ipam_crash_child import ME, MUTANTS, started
-from unit.deaths import every_death
+from crash.deaths import every_death
+from crash.ipam_crash_child import ME, MUTANTS, started
 
 from weave_router.ipam import letters, wire
 from weave_router.ipam.driver import IpamDriver
