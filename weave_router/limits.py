@@ -263,6 +263,13 @@ FIREWALL_LOOK_SPACING: Final = 1.0
 FIREWALL_LOOK_SHARE: Final = 0.05
 """Part of one core that looks may take where listing the rules takes long."""
 
+TRANSLATED_CONNECTIONS: Final = 262_144
+"""Connections of pods to Services whose answers are brought back without bridge netfilter, per family: as many as
+conntrack itself keeps on a machine of 8 GB or more. 100 bytes each, while they are there."""
+
+TRANSLATED_PAIRS: Final = 65_536
+"""Pairs of pods that have such connections, per family: 250 pods that use 256 others each."""
+
 RTNL_MESSAGES: Final = 64
 """Messages of one send to the kernel's rtnetlink: their answers, which it writes before the send returns, all wait in
 the socket's buffer, which holds some 250 of them by default."""

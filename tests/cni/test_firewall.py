@@ -51,6 +51,53 @@ for address in sys.argv[1:]:
 """
 
 
+UDP_SERVER = """
+import socket
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind(("::", 80))
+print("up", flush=True)
+while True:
+    size, address = server.recvfrom(99)
+    server.sendto(address[0].removeprefix("::ffff:").encode().ljust(int(size)), address)
+"""
+UDP_CLIENT = """
+import socket, sys
+for where in sys.argv[1:]:
+    address, port, size = where.split(",")
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(3)
+        client.connect((address, int(port)))
+        try:
+            client.send(size.encode())
+            answer = client.recv(65536).decode()
+            print(answer.strip() if len(answer) == int(size) else len(answer))
+        except OSError as error:
+            print(type(error).__name__)
+"""
+SPEAKS_FIRST = """
+import socket
+server = socket.create_server(("::", 81), family=socket.AF_INET6, dualstack_ipv6=True)
+print("up", flush=True)
+client, address = server.accept()
+print(address[0], flush=True)
+input()
+client.sendall(b"later")
+input()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")  # close is a reset
+client.close()
+input()
+"""
+LISTENS = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 81), timeout=30) as server:
+    print(server.recv(99).decode(), flush=True)
+    try:
+        server.recv(99)
+    except ConnectionResetError:
+        print("reset", flush=True)
+"""
+
+
 class World:
     """Two hosts with pods that serve, and a third machine."""
 
@@ -138,7 +185,7 @@ def load(host: Host, ruleset: str) -> None:
 def flush(host: Host) -> None:
     """Everything of others'; ours heals."""
     for table in json.loads(host.run(["nft", "-j", "list", "tables"]).stdout)["nftables"]:
-        if "table" in table and table["table"]["name"] != "weave_router":
+        if "table" in table and not table["table"]["name"].startswith("weave_router"):
             host.run(["nft", "delete", "table", table["table"]["family"], table["table"]["name"]])
 
 
@@ -163,9 +210,8 @@ def test_everything_connects_and_sources_are_kept(world: World, ruleset: str, br
         for target in world.pods:
             world.service(world.a, target)
             direct = [target.v4, target.v6]
-            # What a pod sends to itself must come from somebody else, or its kernel takes it for a lie; and where
-            # answers are bridged past the host, they come back to it only so.
-            service = own if bridge_netfilter and target is not world.near else bridge
+            # What a pod sends to itself must come from somebody else, or its kernel takes it for a lie.
+            service = own if target is not world.near else bridge
             assert ask(world.a, *direct, SERVICE4, SERVICE6) == bridge + bridge, target
             assert ask(world.near, SERVICE4, SERVICE6) == service, target
             if target is not world.near:
@@ -173,6 +219,55 @@ def test_everything_connects_and_sources_are_kept(world: World, ruleset: str, br
     finally:
         flush(world.a)
         flush(world.b)
+
+
+def test_answers_come_back_through_the_host_without_bridge_netfilter(world: World) -> None:
+    """In pieces too; and that nobody listens; and a ping, which has no ports, by way of the bridge's address."""
+    world.bridge_netfilter(False)
+    for target in (world.other, world.far):
+        world.service(world.a, target)
+        server = target.popen(["python3", "-S", "-c", UDP_SERVER])
+        assert server.stdout is not None and server.stdout.readline() == "up\n"
+        wanted = [f"{service},80,{size}" for size in (60, 6000) for service in (SERVICE4, SERVICE6)]
+        wanted += [f"{service},82,1" for service in (SERVICE4, SERVICE6)]
+        answers = world.near.run(["python3", "-S", "-c", UDP_CLIENT, *wanted], timeout=60).stdout.split()
+        assert answers == [world.near.v4, world.near.v6] * 2 + ["ConnectionRefusedError"] * 2, target
+        assert ping(world.near, SERVICE4, wait=3) and ping(world.near, SERVICE6, wait=3)
+        kill_process(server)
+    flush(world.a)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_translated_connection_outlives_the_router(world: World, family: int) -> None:
+    """Without bridge netfilter, also if its server is the first to speak; a reset ends what is kept of it soon."""
+    world.bridge_netfilter(False)
+    world.service(world.a, world.far)
+    own, service = (world.near.v4, SERVICE4) if family == 4 else (world.near.v6, SERVICE6)
+    server = world.far.popen(["python3", "-S", "-c", SPEAKS_FIRST])
+    assert server.stdin is not None and server.stdout is not None and server.stdout.readline() == "up\n"
+    client = world.near.popen(["python3", "-S", "-c", LISTENS, service])
+    assert client.stdout is not None and server.stdout.readline().strip().endswith(own)
+    assert 4 * 86_400 < kept(world.a, family, 81)[0] <= 5 * 86_400
+    world.routers[0].stop()
+    world.routers[0].launch()
+    wait_for("the other node", lambda: ping(world.near, world.far.v4, wait=0.3))
+    server.stdin.write("\n")
+    server.stdin.flush()
+    assert client.stdout.readline() == "later\n"
+    server.stdin.write("\n")
+    server.stdin.flush()
+    assert client.stdout.readline() == "reset\n"
+    assert kept(world.a, family, 81)[0] <= 600
+    kill_process(server)
+    kill_process(client)
+    flush(world.a)
+
+
+def kept(host: Host, family: int, port: int) -> list[int]:
+    """Seconds from now that each connection of this server's port is kept."""
+    command = ["nft", "-j", "list", "set", "bridge", "weave_router_answers", f"connections{family}"]
+    noted = json.loads(host.run(command).stdout)["nftables"][1]["set"].get("elem", [])
+    return [each["elem"]["expires"] for each in noted if port in each["elem"]["val"]["concat"]]
 
 
 def bridge6(host: Host) -> str:

@@ -89,7 +89,7 @@ def test_everything_connects_beside_firewalld(hosts: tuple[World, list[Firewalld
     own, bridge = [world.near.v4, world.near.v6], ["10.32.1.1", bridge6(world.a)]
     for target in world.pods:
         world.service(world.a, target)
-        service = own if bridge_netfilter and target is not world.near else bridge
+        service = own if target is not world.near else bridge
         assert ask(world.a, target.v4, target.v6, SERVICE4, SERVICE6) == bridge + bridge
         assert ask(world.near, SERVICE4, SERVICE6) == service
         if target is not world.near:

@@ -1,11 +1,13 @@
 """Our own nft tables as text."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
 from weave_router.host.netfilter import PortGuard, TablesPlan, guards_added, guards_removed, standing, tables
+from weave_router.limits import TRANSLATED_CONNECTIONS, TRANSLATED_PAIRS
 
 GUARD = PortGuard(
     "vethwr1", "0a:58:0a:20:00:02", (IPv4Address("10.32.0.2"),), (IPv6Address("fd00::2"), IPv6Address("fe80::2"))
@@ -22,6 +24,8 @@ def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
         'add element bridge weave_router returns { "vethwr1" . "vethwr1" }',
         "add element inet weave_router pods4 { 10.32.0.2 }",
         "add element inet weave_router pods6 { fd00::2 }",
+        "add element inet weave_router selves4 { 10.32.0.2 . 10.32.0.2 }",
+        "add element inet weave_router selves6 { fd00::2 . fd00::2 }",
     ]
     assert guards_removed([GUARD]) == guards_added([GUARD]).replace("add ", "delete ")
 
@@ -32,6 +36,8 @@ def test_a_station_has_no_guard() -> None:
         'add element bridge weave_router stations { "vethwr1" }',
         "add element inet weave_router pods4 { 10.32.0.2 }",
         "add element inet weave_router pods6 { fd00::2 }",
+        "add element inet weave_router selves4 { 10.32.0.2 . 10.32.0.2 }",
+        "add element inet weave_router selves6 { fd00::2 . fd00::2 }",
     ]
 
 
@@ -66,6 +72,25 @@ def test_the_host_speaks_to_pods_with_the_bridge_s_address(no_masq_local: bool) 
     stranger = "ip saddr != 10.32.0.0/12 ip daddr 10.32.0.0/12"
     assert f'iifname != "weave" oifname "weave" {stranger} ip daddr != @pods4 masquerade' in text
     assert "ip6 saddr != { fd00:1::/96, fe80::/10 } ip6 daddr fd00:1::/96" in text  # neighbour discovery keeps its own
+
+
+def test_all_addresses_of_a_pod_are_itself() -> None:
+    two = PortGuard("vethwr1", GUARD.mac, (IPv4Address("10.32.0.2"), IPv4Address("10.32.0.3")))
+    pairs = "10.32.0.2 . 10.32.0.2, 10.32.0.2 . 10.32.0.3, 10.32.0.3 . 10.32.0.2, 10.32.0.3 . 10.32.0.3"
+    assert f"selves4 {{ {pairs} }}" in guards_added([two])
+
+
+def test_what_is_translated_keeps_its_source_where_answers_can_be_brought_back() -> None:
+    """That is, where the bridge has its MAC; what is noted is bounded and outlives a reload."""
+    plan = TablesPlan("weave", IPv4Network("10.32.0.0/12"), None)
+    assert "ip daddr 10.32.0.0/12 masquerade" in tables(plan)
+    assert "delete table bridge weave_router_answers" in tables(plan)
+    text = tables(replace(plan, mac="0a:58:0a:20:00:01"))
+    assert "ip daddr 10.32.0.0/12 masquerade" not in text
+    assert "delete table bridge weave_router_answers" not in text
+    assert "ether daddr set 0a:58:0a:20:00:01" in text
+    bounds = [int(line.split("size ")[1].split(";")[0]) for line in text.splitlines() if "size " in line]
+    assert bounds == [TRANSLATED_PAIRS, TRANSLATED_CONNECTIONS] * 2
 
 
 def test_rules_are_compared_without_handles_and_ports_by_name() -> None:

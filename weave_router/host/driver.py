@@ -23,7 +23,7 @@ from weave_router.host.bridge import BridgePlan, wants_hairpin
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.forwarding import Firewall
 from weave_router.host.look_driver import Seen
-from weave_router.host.netfilter import FAMILIES, TABLE, PortGuard, TablesPlan
+from weave_router.host.netfilter import TABLE, TABLES, PortGuard, TablesPlan
 from weave_router.host.netlink_driver import Netlink, open_netlink
 from weave_router.host.nft_driver import Nft
 from weave_router.host.pod import Attached, PodPlan
@@ -179,7 +179,7 @@ class Host:
         """Guards first, then the bridge: no moment without them. ``guards``: of the pods that still stand."""
 
         def work(ipr: Netlink, nft: Nft) -> None:
-            self._tables = TablesPlan(plan.name, config.range_v4, universe_v6, config.no_masq_local)
+            self._tables = TablesPlan(plan.name, config.range_v4, universe_v6, config.no_masq_local, plan.mac)
             self._guards = {guard.port: guard for guard in guards}
             self._load(nft)
             tap_driver.prepare_link(ipr, plan.tap)
@@ -313,7 +313,9 @@ class Host:
 
     def _standing(self, nft: Nft) -> tuple[frozenset[str], frozenset[str]]:
         try:
-            return netfilter.standing([nft.listing(f"list table {family} {TABLE}") for family in FAMILIES])
+            return netfilter.standing(
+                [nft.listing(f"list table {family} {name}", elements=name == TABLE) for family, name in TABLES]
+            )
         except HostError:
             return frozenset(), frozenset()
 

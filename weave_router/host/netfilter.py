@@ -1,4 +1,4 @@
-"""The nft tables ``weave_router`` as text, and whether they still stand. Pure.
+"""The nft tables ``weave_router`` as text, and whether they and translated.py's still stand. Pure.
 
 Rules are fixed at start; a pod is elements of sets, nothing else. nft_driver.py runs the text, one text one
 transaction. Kept to what nft 1.0.6 and Linux 5.4 know: no ``icmpv6 taddr``, no bridge ``meta ibrname``, no bridge
@@ -12,10 +12,13 @@ from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final
 
+from weave_router.host import translated
 from weave_router.host.names import PORT_PREFIX
+from weave_router.host.translated import ANSWERS, LASTING_MARK, SERVICE_MARK
 
 TABLE: Final = "weave_router"
 FAMILIES: Final = ("bridge", "inet")
+TABLES: Final = (("bridge", TABLE), ("inet", TABLE), ("bridge", ANSWERS))
 FORWARD_MARK: Final = 0x02000000
 """Bit of the packet mark between our chain at forward and postrouting: what may go to pods. Others' tables can ask for
 it in words that iptables-nft reads; ``ct state`` of nft's own in its tables would make ``iptables -S`` fail."""
@@ -23,13 +26,14 @@ it in words that iptables-nft reads; ``ct state`` of nft's own in its tables wou
 
 @dataclass(frozen=True)
 class TablesPlan:
-    """What both tables are made from, beside the pods. ``no_masq_local``: the host keeps its source towards its own
-    pods."""
+    """What the tables are made from, beside the pods. ``no_masq_local``: the host keeps its source towards its own
+    pods. ``mac``: the bridge's, where it has its number."""
 
     bridge: str
     universe_v4: IPv4Network
     universe_v6: IPv6Network | None
     no_masq_local: bool = False
+    mac: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class PortGuard:
         """Of each set, by its name; made at the ADD, wanted again at the DEL."""
         port, ipv4 = f'"{self.port}"', list(map(str, self.ipv4))
         ipv6 = list(map(str, self.ipv6))
-        pods = {"pods4": ipv4, "pods6": [address for address in ipv6 if not address.startswith("fe80:")]}
+        ipv6_global = [address for address in ipv6 if not address.startswith("fe80:")]
+        pods = {"pods4": ipv4, "pods6": ipv6_global, "selves4": _squared(ipv4), "selves6": _squared(ipv6_global)}
         if self.station:
             return {"stations": [port], **pods}
         return {
@@ -58,6 +63,10 @@ class PortGuard:
             "nd": [f"{port} . {int(address):#034x}" for address in self.ipv6],
             **pods,
         }
+
+
+def _squared(addresses: Sequence[str]) -> list[str]:
+    return [f"{source} . {destination}" for source in addresses for destination in addresses]
 
 
 # Every port of our name prefix is guarded, elements or not: a lost element closes a port, it opens none. Towards a port
@@ -113,11 +122,13 @@ _SETS: Final = (
     ("bridge", "returns", "type ifname . ifname"),  # a hairpin port gets its own multicast back
     ("inet", "pods4", "type ipv4_addr"),
     ("inet", "pods6", "type ipv6_addr"),
+    ("inet", "selves4", "type ipv4_addr . ipv4_addr"),  # of one pod each
+    ("inet", "selves6", "type ipv6_addr . ipv6_addr"),
 )
 
 
 def tables(plan: TablesPlan, guards: Iterable[PortGuard] = ()) -> str:
-    """Both tables anew in one transaction, with the elements of the pods that are attached."""
+    """All tables in one transaction, those named ``weave_router`` anew, with the elements of the pods that stand."""
     elements = _elements(guards)
     sets = {
         family: "\n".join(
@@ -128,16 +139,17 @@ def tables(plan: TablesPlan, guards: Iterable[PortGuard] = ()) -> str:
     return (
         f"{_fresh('bridge')}table bridge {TABLE} {{\n{sets['bridge']}{_GUARD_CHAINS}\n}}\n"
         f"{_fresh('inet')}table inet {TABLE} {{\n{sets['inet']}\n{_masquerade(plan)}\n{_forward(plan)}\n}}\n"
+        f"{translated.text(plan.mac) if plan.mac else _fresh('bridge', ANSWERS)}"
     )
 
 
-def _fresh(family: str) -> str:
+def _fresh(family: str, table: str = TABLE) -> str:
     """Add before delete: deleting what is not there fails the transaction."""
-    return f"table {family} {TABLE}\ndelete table {family} {TABLE}\n"
+    return f"table {family} {table}\ndelete table {family} {table}\n"
 
 
 def removed() -> str:
-    return "".join(map(_fresh, FAMILIES))
+    return "".join(_fresh(family, table) for family, table in TABLES)
 
 
 def _initial(elements: Sequence[str]) -> str:
@@ -160,19 +172,30 @@ def _masquerade_rules(plan: TablesPlan, family: str, universe: str, multicast: s
     if family == "ip6":  # neighbour discovery speaks from link-local addresses
         stranger = f"ip6 saddr != {{ {universe}, fe80::/10 }} ip6 daddr {universe}"
     # A pod's connection that was translated and routed: without bridge netfilter its answers would be bridged past us.
+    # translated.py brings them back where there are ports, one of both pods is here (else the other node would see a
+    # source that is not ours), and they are two.
     service = f'iifname "{plan.bridge}" {bridge} ct status dnat {family} saddr {universe} {family} daddr {universe}'
+    selves = pods.replace("pods", "selves")
+    services = [
+        f"{service} meta l4proto != {{ tcp, udp, sctp, dccp }} masquerade",
+        f"{service} {family} saddr . {family} daddr @{selves} masquerade",
+        f"{service} {family} saddr != @{pods} {elsewhere} masquerade",
+    ]
+    if plan.mac is None:
+        services = [f"{service} masquerade"]
     own = f"{elsewhere} " if plan.no_masq_local else ""
     leaving = f"{family} saddr {universe} {family} daddr != {{ {universe}, {multicast} }}"
     return [
         f'    oifname != "{plan.bridge}" {leaving} masquerade',
         f"    {bridge} {stranger} {own}fib saddr type local masquerade",
         f'    iifname != "{plan.bridge}" {bridge} {stranger} {elsewhere} masquerade',
-        f"    {service} masquerade",
+        *(f"    {rule}" for rule in services),
     ]
 
 
 def _forward(plan: TablesPlan) -> str:
-    """Marks what may go to pods whatever others' tables say, for the rules that forwarding.py puts there."""
+    """Marks what may go to pods whatever others' tables say, for the rules that forwarding.py puts there; and, behind
+    the translation of sources, what translated.py notes."""
     mark, rest = f"{FORWARD_MARK:#010x}", f"{~FORWARD_MARK & 0xFFFFFFFF:#010x}"
     return f"""  chain forward {{
     type filter hook forward priority -300; policy accept;
@@ -182,6 +205,14 @@ def _forward(plan: TablesPlan) -> str:
   chain unmark {{
     type filter hook postrouting priority -300; policy accept;
     oifname "{plan.bridge}" meta mark & {mark} == {mark} meta mark set meta mark & {rest}
+  }}
+  chain services {{
+    type filter hook postrouting priority 110; policy accept;
+    iifname "{plan.bridge}" oifname "{plan.bridge}" ct direction original ct status & (snat | dnat) == dnat jump service
+  }}
+  chain service {{
+    meta mark set meta mark | {SERVICE_MARK:#010x}
+    ct expiration > 1h meta mark set meta mark | {LASTING_MARK:#010x}
   }}"""
 
 
@@ -213,7 +244,7 @@ def _elements(guards: Iterable[PortGuard]) -> dict[str, list[str]]:
 
 
 def standing(listings: Iterable[Mapping[str, Any]]) -> tuple[frozenset[str], frozenset[str]]:
-    """From ``nft -j list table`` of both: the rules without their handles, and the ports that sets know. Compared with
+    """From ``nft -j list table`` of all: the rules without their handles, and the ports that sets know. Compared with
     what was read when the tables were loaded, they say whether something flushed them."""
     rules, ports = set(), set()
     for item in (item for listing in listings for item in listing.get("nftables", [])):

@@ -13,6 +13,7 @@ from weave_router.host.netfilter import TABLE
 
 _OUTPUT_JSON: Final = 1 << 4
 _OUTPUT_STATELESS: Final = 1 << 2
+_OUTPUT_TERSE: Final = 1 << 11
 _ROOT_SENTENCE: Final = "run as root, or give the process CAP_NET_ADMIN"
 _OTHER_SENTENCE: Final = (
     "see that the kernel has nf_tables (`weave-router doctor`) and that nothing else uses this table"
@@ -47,12 +48,14 @@ class Nft:
         self._run(text, operation, 0, table)
 
     def ruleset(self) -> dict[str, Any]:
-        """``nft -j list ruleset``, counters left out."""
+        """``nft -j list ruleset``, counters and elements of sets left out."""
         return self.listing("list ruleset")
 
-    def listing(self, command: str) -> dict[str, Any]:
-        """``nft -j COMMAND``, counters left out. HostError when what it names is not there."""
-        text = self._run(command, command, _OUTPUT_JSON | _OUTPUT_STATELESS, "of the host")
+    def listing(self, command: str, elements: bool = False) -> dict[str, Any]:
+        """``nft -j COMMAND``, counters left out. HostError when what it names is not there. ``elements``: of named sets
+        too, which others' tables may have by the thousand."""
+        output = _OUTPUT_JSON | _OUTPUT_STATELESS | (0 if elements else _OUTPUT_TERSE)
+        text = self._run(command, command, output, "of the host")
         return dict(json.loads(text)) if text else {}
 
     def close(self) -> None:
