@@ -19,7 +19,6 @@ import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,11 +62,27 @@ class Plugin:
         """Milliseconds. Called in the host's network namespace."""
         env = {**self._variables, "CNI_COMMAND": verb, "CNI_CONTAINERID": netns, "CNI_NETNS": f"/run/netns/{netns}"}
         began = time.perf_counter()
-        done = subprocess.run([self._program], input=self._input, env=env, capture_output=True, check=False)
+        status, said = execute(self._program, self._input, env)
         took = (time.perf_counter() - began) * 1e3
-        if done.returncode != 0:
-            raise LabError(f"{self.name} {verb}: {done.stdout.decode()}{done.stderr.decode()}")
+        if status != 0:
+            raise LabError(f"{self.name} {verb}: {said.decode()}")
         return took
+
+
+def execute(program: Path, given: bytes, env: dict[str, str]) -> tuple[int, bytes]:
+    """Its wait status, and what it wrote. subprocess.run takes longer than our DEL, and 20 threads share one lock."""
+    (stdin, to), (output, stdout) = os.pipe(), os.pipe()
+    try:
+        os.write(to, given)  # a pipe holds 64 KB
+        os.close(to)
+        ends = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1), (os.POSIX_SPAWN_DUP2, stdout, 2)]
+        pid = os.posix_spawn(program, [program], env, file_actions=ends)
+    finally:
+        os.close(stdin)
+        os.close(stdout)
+    said = b"".join(iter(lambda: os.read(output, 65536), b""))
+    os.close(output)
+    return os.waitpid(pid, 0)[1], said
 
 
 def plugins(router: Router, data_dir: Path) -> tuple[Plugin, Plugin]:

@@ -22,10 +22,8 @@ def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
         'add element bridge weave_router nd { "vethwr1" . 0xfd000000000000000000000000000002, '
         '"vethwr1" . 0xfe800000000000000000000000000002 }',
         'add element bridge weave_router returns { "vethwr1" . "vethwr1" }',
-        "add element inet weave_router pods4 { 10.32.0.2 }",
-        "add element inet weave_router pods6 { fd00::2 }",
-        "add element inet weave_router selves4 { 10.32.0.2 . 10.32.0.2 }",
-        "add element inet weave_router selves6 { fd00::2 . fd00::2 }",
+        "add element inet weave_router pods4 { 10.32.0.2 . 10.32.0.2 }",
+        "add element inet weave_router pods6 { fd00::2 . fd00::2 }",
     ]
     assert guards_removed([GUARD]) == guards_added([GUARD]).replace("add ", "delete ")
 
@@ -34,10 +32,8 @@ def test_a_station_has_no_guard() -> None:
     station = PortGuard("vethwr1", GUARD.mac, GUARD.ipv4, GUARD.ipv6, station=True)
     assert guards_added([station]).splitlines() == [
         'add element bridge weave_router stations { "vethwr1" }',
-        "add element inet weave_router pods4 { 10.32.0.2 }",
-        "add element inet weave_router pods6 { fd00::2 }",
-        "add element inet weave_router selves4 { 10.32.0.2 . 10.32.0.2 }",
-        "add element inet weave_router selves6 { fd00::2 . fd00::2 }",
+        "add element inet weave_router pods4 { 10.32.0.2 . 10.32.0.2 }",
+        "add element inet weave_router pods6 { fd00::2 . fd00::2 }",
     ]
 
 
@@ -65,19 +61,19 @@ def test_the_host_speaks_to_pods_with_the_bridge_s_address(no_masq_local: bool) 
     """With --no-masq-local not to its own; forwarded strangers are masqueraded towards other nodes' pods alone."""
     plan = TablesPlan("weave", IPv4Network("10.32.0.0/12"), IPv6Network("fd00:1::/96"), no_masq_local)
     text = tables(plan)
-    own = "ip daddr != @pods4 " if no_masq_local else ""
+    own = "ip daddr . ip daddr != @pods4 " if no_masq_local else ""
     assert (
         f'oifname "weave" ip saddr != 10.32.0.0/12 ip daddr 10.32.0.0/12 {own}fib saddr type local masquerade' in text
     )
     stranger = "ip saddr != 10.32.0.0/12 ip daddr 10.32.0.0/12"
-    assert f'iifname != "weave" oifname "weave" {stranger} ip daddr != @pods4 masquerade' in text
+    assert f'iifname != "weave" oifname "weave" {stranger} ip daddr . ip daddr != @pods4 masquerade' in text
     assert "ip6 saddr != { fd00:1::/96, fe80::/10 } ip6 daddr fd00:1::/96" in text  # neighbour discovery keeps its own
 
 
 def test_all_addresses_of_a_pod_are_itself() -> None:
     two = PortGuard("vethwr1", GUARD.mac, (IPv4Address("10.32.0.2"), IPv4Address("10.32.0.3")))
     pairs = "10.32.0.2 . 10.32.0.2, 10.32.0.2 . 10.32.0.3, 10.32.0.3 . 10.32.0.2, 10.32.0.3 . 10.32.0.3"
-    assert f"selves4 {{ {pairs} }}" in guards_added([two])
+    assert f"pods4 {{ {pairs} }}" in guards_added([two])
 
 
 def test_what_is_translated_keeps_its_source_where_answers_can_be_brought_back() -> None:

@@ -52,7 +52,7 @@ class PortGuard:
         port, ipv4 = f'"{self.port}"', list(map(str, self.ipv4))
         ipv6 = list(map(str, self.ipv6))
         ipv6_global = [address for address in ipv6 if not address.startswith("fe80:")]
-        pods = {"pods4": ipv4, "pods6": ipv6_global, "selves4": _squared(ipv4), "selves6": _squared(ipv6_global)}
+        pods = {"pods4": _squared(ipv4), "pods6": _squared(ipv6_global)}
         if self.station:
             return {"stations": [port], **pods}
         return {
@@ -120,10 +120,8 @@ _SETS: Final = (
     ("bridge", "ipv6", "type ifname . ipv6_addr"),
     ("bridge", "nd", "typeof iifname . @th,64,128"),
     ("bridge", "returns", "type ifname . ifname"),  # a hairpin port gets its own multicast back
-    ("inet", "pods4", "type ipv4_addr"),
-    ("inet", "pods6", "type ipv6_addr"),
-    ("inet", "selves4", "type ipv4_addr . ipv4_addr"),  # of one pod each
-    ("inet", "selves6", "type ipv6_addr . ipv6_addr"),
+    ("inet", "pods4", "type ipv4_addr . ipv4_addr"),  # two addresses of one pod; an address twice: of a pod here
+    ("inet", "pods6", "type ipv6_addr . ipv6_addr"),
 )
 
 
@@ -167,7 +165,7 @@ def _masquerade(plan: TablesPlan) -> str:
 
 
 def _masquerade_rules(plan: TablesPlan, family: str, universe: str, multicast: str, pods: str) -> list[str]:
-    bridge, elsewhere = f'oifname "{plan.bridge}"', f"{family} daddr != @{pods}"
+    bridge, elsewhere = f'oifname "{plan.bridge}"', f"{family} daddr . {family} daddr != @{pods}"
     stranger = f"{family} saddr != {universe} {family} daddr {universe}"
     if family == "ip6":  # neighbour discovery speaks from link-local addresses
         stranger = f"ip6 saddr != {{ {universe}, fe80::/10 }} ip6 daddr {universe}"
@@ -175,11 +173,10 @@ def _masquerade_rules(plan: TablesPlan, family: str, universe: str, multicast: s
     # translated.py brings them back where there are ports, one of both pods is here (else the other node would see a
     # source that is not ours), and they are two.
     service = f'iifname "{plan.bridge}" {bridge} ct status dnat {family} saddr {universe} {family} daddr {universe}'
-    selves = pods.replace("pods", "selves")
     services = [
         f"{service} meta l4proto != {{ tcp, udp, sctp, dccp }} masquerade",
-        f"{service} {family} saddr . {family} daddr @{selves} masquerade",
-        f"{service} {family} saddr != @{pods} {elsewhere} masquerade",
+        f"{service} {family} saddr . {family} daddr @{pods} masquerade",
+        f"{service} {family} saddr . {family} saddr != @{pods} {elsewhere} masquerade",
     ]
     if plan.mac is None:
         services = [f"{service} masquerade"]
