@@ -369,7 +369,7 @@ class Router:
         self.engine.tokens_set([(token.id, token.mac1_key) for token in self.tokens])
         self.routes = mesh_routes.Routes(self.identity.node_id, (int(network.network_address), network.prefixlen))
         self.peers = Peers(self.identity.node_id, self.universe, self.engine, self.routes)
-        self.record = OwnRecord(self.bridge_address, self.peers.other_owner)
+        self.record = OwnRecord(self.bridge_address, self.peers.other_owner, asyncio.get_running_loop().call_later)
         self.ipam_driver = None
         if self.ipam is not None:
             self.ipam_driver = IpamDriver(self.ipam, self.store, submit=self._writer.submit, say=self._say_ipam,

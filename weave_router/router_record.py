@@ -22,16 +22,24 @@ if TYPE_CHECKING:
 
 GROUP_SECONDS: Final = 300.0
 """A group that no pod reported for so long has no member (RFC 3376 section 8.4: 260 s, and a lost report)."""
+TOGETHER_SECONDS: Final = 0.02
+"""New groups are told together after this pause: each pod that comes joins one, and each telling sorts them all."""
 LEAVE_SECONDS: Final = 10.0
 """What other members get to speak up after one left; the bridge asks them at once."""
 
 
 class OwnRecord:
-    """``other_owner``: the name of another node that answers for a number. ``join`` before the mesh starts."""
+    """``other_owner``: the name of another node that answers for a number. ``later``: calls back after so many seconds.
+    ``join`` before the mesh starts."""
 
-    def __init__(self, bridge_address: IPv4Address | None, other_owner: Callable[[int], str | None]) -> None:
+    def __init__(
+        self, bridge_address: IPv4Address | None, other_owner: Callable[[int], str | None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:  # fmt: skip
         self._bridge = bridge_address
         self._other_owner = other_owner
+        self._later = later
+        self._telling = False
         self._groups: dict[bytes, float] = {}
         self._foreign: dict[int, bytes] = {}
         self._told: frozenset[int] = frozenset()
@@ -74,10 +82,12 @@ class OwnRecord:
             self._groups[mac] = now + GROUP_SECONDS
         elif known:
             self._groups[mac] = min(self._groups[mac], now + LEAVE_SECONDS)
-        if joined and not known:
-            self._tell_groups()
+        if joined and not known and not self._telling:
+            self._telling = True
+            self._later(TOGETHER_SECONDS, self._tell_groups)
 
     def _tell_groups(self) -> None:
+        self._telling = False
         self._mesh.do(lambda mesh, at: mesh.set_groups(self._groups, at))
 
     def expire_groups(self, now: float) -> None:

@@ -1,11 +1,13 @@
 """Our own nft tables as text."""
 
+import struct
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
 
+from weave_router.host.elements import PIECE, added, packed, text
 from weave_router.host.netfilter import PortGuard, TablesPlan, guards_added, guards_removed, standing, tables
 from weave_router.limits import TRANSLATED_CONNECTIONS, TRANSLATED_PAIRS
 
@@ -14,32 +16,42 @@ GUARD = PortGuard(
 )
 
 
+def texts(guard: PortGuard) -> dict[str, list[str]]:
+    return {name: list(map(text, own)) for name, own in guard.elements.items()}
+
+
 def test_a_pod_is_elements_of_sets_and_nothing_else() -> None:
-    assert guards_added([GUARD]).splitlines() == [
-        'add element bridge weave_router macs { "vethwr1" . 0a:58:0a:20:00:02 }',
-        'add element bridge weave_router ipv4 { "vethwr1" . 10.32.0.2 }',
-        'add element bridge weave_router ipv6 { "vethwr1" . fd00::2, "vethwr1" . fe80::2 }',
-        'add element bridge weave_router nd { "vethwr1" . 0xfd000000000000000000000000000002, '
-        '"vethwr1" . 0xfe800000000000000000000000000002 }',
-        'add element bridge weave_router returns { "vethwr1" . "vethwr1" }',
-        "add element inet weave_router pods4 { 10.32.0.2 . 10.32.0.2 }",
-        "add element inet weave_router pods6 { fd00::2 . fd00::2 }",
-    ]
-    assert guards_removed([GUARD]) == guards_added([GUARD]).replace("add ", "delete ")
+    assert texts(GUARD) == {
+        "macs": ['"vethwr1" . 0a:58:0a:20:00:02'],
+        "ipv4": ['"vethwr1" . 10.32.0.2'],
+        "ipv6": ['"vethwr1" . fd00::2', '"vethwr1" . fe80::2'],
+        "nd": ['"vethwr1" . 0xfd000000000000000000000000000002', '"vethwr1" . 0xfe800000000000000000000000000002'],
+        "returns": ['"vethwr1" . "vethwr1"'],
+        "pods4": ["10.32.0.2 . 10.32.0.2"],
+        "pods6": ["fd00::2 . fd00::2"],
+    }
+    assert [message.body for message in guards_removed([GUARD])] == [one.body for one in guards_added([GUARD])]
+    assert len(guards_added([GUARD, GUARD])) == len(guards_added([GUARD])) == 7
 
 
 def test_a_station_has_no_guard() -> None:
     station = PortGuard("vethwr1", GUARD.mac, GUARD.ipv4, GUARD.ipv6, station=True)
-    assert guards_added([station]).splitlines() == [
-        'add element bridge weave_router stations { "vethwr1" }',
-        "add element inet weave_router pods4 { 10.32.0.2 . 10.32.0.2 }",
-        "add element inet weave_router pods6 { fd00::2 . fd00::2 }",
-    ]
+    assert texts(station) == {
+        "stations": ['"vethwr1"'], "pods4": ["10.32.0.2 . 10.32.0.2"], "pods6": ["fd00::2 . fd00::2"]}  # fmt: skip
 
 
 def test_a_pod_without_ipv6_has_no_empty_elements() -> None:
-    assert " nd " not in guards_added([PortGuard("vethwr1", GUARD.mac, GUARD.ipv4)])
-    assert "{  }" not in guards_added([PortGuard("vethwr1", GUARD.mac, GUARD.ipv4)])
+    assert len(guards_added([PortGuard("vethwr1", GUARD.mac, GUARD.ipv4)])) == 4
+
+
+def test_a_key_is_its_parts_filled_up_to_four_bytes() -> None:
+    (message,) = added("bridge", "t", "s", [packed(("if0", b"\x0a\x58\0\0\0\1", IPv4Address("10.32.0.2"), 1))])
+    key = b"if0" + bytes(13) + b"\x0a\x58\0\0\0\1\0\0" + bytes([10, 32, 0, 2]) + bytes(15) + b"\1"
+    value = struct.pack("=HH", 48, 1) + key
+    nesting = ((3, 0x8003), (2, 0x8001), (1, 0x8001))
+    elements = b"".join(struct.pack("=HH", 48 + 4 * depth, number) for depth, number in nesting)
+    assert message.body == b"\7\0\0\0" + b"\6\0\1\0t\0\0\0" + b"\6\0\2\0s\0\0\0" + elements + value
+    assert len(added("bridge", "t", "s", [packed(("if0",))] * (PIECE + 1))) == 2
 
 
 def test_tables_start_with_the_pods_that_stand() -> None:
@@ -72,8 +84,8 @@ def test_the_host_speaks_to_pods_with_the_bridge_s_address(no_masq_local: bool) 
 
 def test_all_addresses_of_a_pod_are_itself() -> None:
     two = PortGuard("vethwr1", GUARD.mac, (IPv4Address("10.32.0.2"), IPv4Address("10.32.0.3")))
-    pairs = "10.32.0.2 . 10.32.0.2, 10.32.0.2 . 10.32.0.3, 10.32.0.3 . 10.32.0.2, 10.32.0.3 . 10.32.0.3"
-    assert f"pods4 {{ {pairs} }}" in guards_added([two])
+    assert texts(two)["pods4"] == [
+        "10.32.0.2 . 10.32.0.2", "10.32.0.2 . 10.32.0.3", "10.32.0.3 . 10.32.0.2", "10.32.0.3 . 10.32.0.3"]  # fmt: skip
 
 
 def test_what_is_translated_keeps_its_source_where_answers_can_be_brought_back() -> None:

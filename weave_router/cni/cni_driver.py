@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 JOURNAL: Final = "cni-journal"
 ALIVE: Final = "alive"
 _SENT_POLL_SECONDS: Final = 0.02
+_MTIME_NS: Final = 1_000_000_000
+"""Times of files go by the kernel's tick: a directory that changed so long ago shows each further change."""
 
 
 class Files:
@@ -36,6 +38,8 @@ class Files:
         self._journal = state_dir / JOURNAL
         self._alive = run_dir / ALIVE
         self._boot_id = boot_id
+        self._empty_since = 0
+        """When the journal last changed, if it was found empty then."""
 
     def prepare(self) -> None:
         make_journal(self._journal)
@@ -43,11 +47,18 @@ class Files:
     # -- journal ---------------------------------------------------------------------------------------------------
 
     def entries(self) -> Iterator[tuple[str, bytes]]:
-        """Oldest first. Files that a shim did not finish are removed when nobody can be writing them any more."""
+        """Oldest first. Files that a shim did not finish are removed when nobody can be writing them any more. Every
+        ADD asks: an empty directory is not read again until its time changes."""
         try:
+            changed = os.stat(self._journal).st_mtime_ns
+            if changed == self._empty_since:
+                return
+            settled = time.time_ns() - changed > _MTIME_NS
             names = sorted(os.listdir(self._journal))
         except FileNotFoundError:
             return
+        if settled and not names:
+            self._empty_since = changed
         for name in names[:CNI_JOURNAL_ENTRIES_MAX]:
             if name.endswith(".json"):
                 data = self._read(name)

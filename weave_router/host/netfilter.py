@@ -1,19 +1,22 @@
 """The nft tables ``weave_router`` as text, and whether they and translated.py's still stand. Pure.
 
 Rules are fixed at start; a pod is elements of sets, nothing else. nft_driver.py runs the text, one text one
-transaction. Kept to what nft 1.0.6 and Linux 5.4 know: no ``icmpv6 taddr``, no bridge ``meta ibrname``, no bridge
-conntrack, no bridge reject. What other tables do to pods is forwarding.py's.
+transaction, and what elements.py makes of a pod's. Kept to what nft 1.0.6 and Linux 5.4 know: no ``icmpv6 taddr``, no
+bridge ``meta ibrname``, no bridge conntrack, no bridge reject. What other tables do to pods is forwarding.py's.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import product
 from typing import Any, Final
 
 from weave_router.host import translated
+from weave_router.host.elements import Element, added, deleted, packed, text
 from weave_router.host.names import PORT_PREFIX
+from weave_router.host.rtnl import Message
 from weave_router.host.translated import ANSWERS, LASTING_MARK, SERVICE_MARK
 
 TABLE: Final = "weave_router"
@@ -46,27 +49,29 @@ class PortGuard:
     ipv6: tuple[IPv6Address, ...] = ()
     station: bool = False
 
-    @cached_property
-    def elements(self) -> dict[str, list[str]]:
-        """Of each set, by its name; made at the ADD, wanted again at the DEL."""
-        port, ipv4 = f'"{self.port}"', list(map(str, self.ipv4))
-        ipv6 = list(map(str, self.ipv6))
-        ipv6_global = [address for address in ipv6 if not address.startswith("fe80:")]
-        pods = {"pods4": _squared(ipv4), "pods6": _squared(ipv6_global)}
+    @property
+    def elements(self) -> dict[str, list[Element]]:
+        """Of each set, by its name."""
+        port = self.port
+        pods: dict[str, list[Element]] = {
+            "pods4": list(product(self.ipv4, repeat=2)),
+            "pods6": list(product((address for address in self.ipv6 if not address.is_link_local), repeat=2)),
+        }
         if self.station:
-            return {"stations": [port], **pods}
+            return {"stations": [(port,)], **pods}
         return {
-            "returns": [f"{port} . {port}"],
-            "macs": [f"{port} . {self.mac}"],
-            "ipv4": [f"{port} . {address}" for address in ipv4],
-            "ipv6": [f"{port} . {address}" for address in ipv6],
-            "nd": [f"{port} . {int(address):#034x}" for address in self.ipv6],
+            "returns": [(port, port)],
+            "macs": [(port, bytes.fromhex(self.mac.replace(":", "")))],
+            "ipv4": [(port, address) for address in self.ipv4],
+            "ipv6": [(port, address) for address in self.ipv6],
+            "nd": [(port, int(address)) for address in self.ipv6],
             **pods,
         }
 
-
-def _squared(addresses: Sequence[str]) -> list[str]:
-    return [f"{source} . {destination}" for source in addresses for destination in addresses]
+    @cached_property
+    def packed(self) -> dict[str, list[bytes]]:
+        """Likewise, as messages have them; made at the ADD, wanted again at the DEL."""
+        return {name: list(map(packed, own)) for name, own in self.elements.items()}
 
 
 # Every port of our name prefix is guarded, elements or not: a lost element closes a port, it opens none. Towards a port
@@ -127,7 +132,10 @@ _SETS: Final = (
 
 def tables(plan: TablesPlan, guards: Iterable[PortGuard] = ()) -> str:
     """All tables in one transaction, those named ``weave_router`` anew, with the elements of the pods that stand."""
-    elements = _elements(guards)
+    elements: dict[str, list[str]] = {name: [] for _, name, _ in _SETS}
+    for guard in guards:
+        for name, own in guard.elements.items():
+            elements[name] += map(text, own)
     sets = {
         family: "\n".join(
             f"  set {name} {{ {kind};{_initial(elements[name])} }}" for owner, name, kind in _SETS if owner == family
@@ -213,31 +221,24 @@ def _forward(plan: TablesPlan) -> str:
   }}"""
 
 
-def guards_added(guards: Sequence[PortGuard]) -> str:
+def guards_added(guards: Sequence[PortGuard]) -> list[Message]:
     """Elements of more ports; of one that is there already too."""
-    return _change("add", guards)
+    return _changed(added, guards)
 
 
-def guards_removed(guards: Sequence[PortGuard]) -> str:
+def guards_removed(guards: Sequence[PortGuard]) -> list[Message]:
     """All or, where something flushed one of the elements meanwhile, none: then they are to be added first."""
-    return _change("delete", guards)
+    return _changed(deleted, guards)
 
 
-def _change(verb: str, guards: Sequence[PortGuard]) -> str:
-    elements = _elements(guards)
-    return "".join(
-        f"{verb} element {family} {TABLE} {name} {{ {', '.join(elements[name])} }}\n"
+def _changed(
+    verb: Callable[[str, str, str, Iterable[bytes]], list[Message]], guards: Sequence[PortGuard]
+) -> list[Message]:
+    return [
+        message
         for family, name, _ in _SETS
-        if elements[name]
-    )
-
-
-def _elements(guards: Iterable[PortGuard]) -> dict[str, list[str]]:
-    elements: dict[str, list[str]] = {name: [] for _, name, _ in _SETS}
-    for guard in guards:
-        for name, own in guard.elements.items():
-            elements[name] += own
-    return elements
+        for message in verb(family, TABLE, name, [each for guard in guards for each in guard.packed.get(name, ())])
+    ]
 
 
 def standing(listings: Iterable[Mapping[str, Any]]) -> tuple[frozenset[str], frozenset[str]]:

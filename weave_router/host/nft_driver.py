@@ -1,19 +1,30 @@
-"""libnftables in this process by ctypes: one buffer is one transaction. Decides nothing.
+"""libnftables in this process by ctypes, and a bare socket for elements of sets. Decides nothing.
 
-One ``Nft`` belongs to one thread at a time and to the network namespace of the thread that made it. A process per
-change would take 4 ms instead of 0.1.
+One buffer is one transaction, and so is one list of messages. One ``Nft`` belongs to one thread at a time and to the
+network namespace of the thread that made it. A process per change would take 4 ms.
 """
 
 import ctypes
 import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
+from weave_router.host.elements import BEGIN, END
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.netfilter import TABLE
+from weave_router.host.rtnl import NETLINK_HEAD, Message, framed
+from weave_router.host.rtnl_numbers import NLMSG_ERROR
 
 _OUTPUT_JSON: Final = 1 << 4
 _OUTPUT_STATELESS: Final = 1 << 2
 _OUTPUT_TERSE: Final = 1 << 11
+_NETLINK_NETFILTER: Final = 12
+_READ_BYTES: Final = 64 * 1024
+_SECONDS: Final = 5.0
+"""The kernel answers within the send; this only bounds what should never happen."""
 _ROOT_SENTENCE: Final = "run as root, or give the process CAP_NET_ADMIN"
 _OTHER_SENTENCE: Final = (
     "see that the kernel has nf_tables (`weave-router doctor`) and that nothing else uses this table"
@@ -42,10 +53,39 @@ class Nft:
             raise HostError(Fault.NFT_MISSING, reason="nft_ctx_new failed")
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket.settimeout(_SECONDS)
+        self._sequence = 0
 
     def run(self, text: str, operation: str, table: str = TABLE) -> None:
         """All of the text or nothing of it. ``table``: for the sentence."""
         self._run(text, operation, 0, table)
+
+    def change(self, messages: Sequence[Message], operation: str) -> None:
+        """All of the messages or nothing of them."""
+        if not messages:
+            return
+        first = self._sequence + 1
+        last = self._sequence = first + len(messages) + 1
+        try:
+            self._socket.send(framed((BEGIN, *messages, END), first, answered=last - 1))
+            code = self._outcome(first, last - 1)
+        except OSError as error:  # no room for so much in one send, or no answer
+            code = error.errno or 0
+        if code:
+            raise _refused(operation, TABLE, f"Error: {os.strerror(code)}")
+
+    def _outcome(self, begin: int, last: int) -> int:
+        """0 or an errno. What the kernel refuses is answered by its number, of the others the last; what it cannot
+        begin or commit by the number of the begin."""
+        refused = 0
+        while True:
+            data = self._socket.recv(_READ_BYTES)
+            _, kind, _, sequence, _ = NETLINK_HEAD.unpack_from(data)
+            if kind == NLMSG_ERROR and begin <= sequence <= last:
+                refused = refused or -int(struct.unpack_from("=i", data, NETLINK_HEAD.size)[0])
+                if sequence == last or (sequence == begin and refused):
+                    return refused
 
     def ruleset(self) -> dict[str, Any]:
         """``nft -j list ruleset``, counters and elements of sets left out."""
@@ -62,6 +102,7 @@ class Nft:
         if self._context:
             self._library.nft_ctx_free(self._context)
             self._context = ctypes.c_void_p(None)
+            self._socket.close()
 
     def _run(self, text: str, operation: str, output: int, table: str) -> str:
         self._library.nft_ctx_output_set_flags(self._context, output)

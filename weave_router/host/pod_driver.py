@@ -67,7 +67,7 @@ def enter(rtnl: Rtnl, nft: Nft, plans: Sequence[PodPlan]) -> list[PodPlan]:
     named: list[PodPlan] = []
     for plan in plans:
         named.append(_name_port(rtnl, nft, plan, {before.port for before in named}))
-    nft.run(guards_added([plan.guard for plan in named]), f"add the guards of {', '.join(p.port for p in named)}")
+    nft.change(guards_added([plan.guard for plan in named]), f"add the guards of {', '.join(p.port for p in named)}")
     return named
 
 
@@ -332,9 +332,9 @@ def _forget_guard(nft: Nft, guard: PortGuard) -> None:
 def _remove_guards(nft: Nft, guards: Sequence[PortGuard]) -> None:
     operation = f"remove the guards of {', '.join(guard.port for guard in guards)}"
     try:
-        nft.run(guards_removed(guards), operation)
+        nft.change(guards_removed(guards), operation)
     except HostError:  # something flushed a set
-        nft.run(guards_added(guards) + guards_removed(guards), operation)
+        nft.change(guards_added(guards) + guards_removed(guards), operation)
 
 
 def reattach(ipr: Netlink, plans: Sequence[PodPlan], bridge: str) -> list[PodPlan]:

@@ -5,6 +5,7 @@ linux/netlink.h, rtnetlink.h, if_link.h, neighbour.h. rtnl_driver.py numbers, se
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Final
@@ -37,9 +38,11 @@ from weave_router.host.rtnl_numbers import (
     IFLA_NET_NS_FD,
     IFLA_PROTINFO,
     NDA_LLADDR,
+    NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    NLM_F_REQUEST,
     RTA_DST,
     RTA_GATEWAY,
     RTA_OIF,
@@ -65,6 +68,8 @@ _ADDRESS = struct.Struct("=BBBBI")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _HEAD = struct.Struct("=HH")
+NETLINK_HEAD: Final = struct.Struct("=IHHII")
+"""nlmsghdr: length of all, kind, flags, number, 0."""
 
 Address = IPv4Interface | IPv6Interface
 
@@ -95,7 +100,15 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _nested(kind: int, *inner: bytes) -> bytes:
+def framed(messages: Sequence[Message], first: int, answered: int) -> bytes:
+    """For one send, numbered from ``first``. The kernel answers what it refuses, and number ``answered``."""
+    return b"".join(
+        NETLINK_HEAD.pack(NETLINK_HEAD.size + len(m.body), m.kind,
+                          m.flags | NLM_F_REQUEST | (n == answered and NLM_F_ACK), n, 0) + m.body
+        for n, m in enumerate(messages, start=first))  # fmt: skip
+
+
+def nested(kind: int, *inner: bytes) -> bytes:
     return attribute(kind | _NESTED, b"".join(inner))
 
 
@@ -129,11 +142,11 @@ def pair_new(port: str, mtu: int, bridge: int, peer: str, peer_mac: str, peer_gs
         _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, peer) + _mac(IFLA_ADDRESS, peer_mac)
         + _u32(IFLA_MTU, mtu) + _u32(IFLA_GSO_MAX_SIZE, peer_gso) + _u32(IFLA_NET_NS_FD, netns)
     )  # fmt: skip
-    kind = _text(IFLA_INFO_KIND, "veth") + _nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER | _NESTED, inside))
+    kind = _text(IFLA_INFO_KIND, "veth") + nested(IFLA_INFO_DATA, attribute(VETH_INFO_PEER | _NESTED, inside))
     return Message(
         RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL,
         _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _text(IFLA_IFNAME, port) + _u32(IFLA_MTU, mtu) + _u32(IFLA_MASTER, bridge)
-        + _nested(IFLA_LINKINFO, kind),
+        + nested(IFLA_LINKINFO, kind),
     )  # fmt: skip
 
 
@@ -141,8 +154,8 @@ def port_set(index: int, flags: dict[int, int]) -> Message:
     """Bridge port flags (IFLA_BRPORT_*, one byte each) of a bridge's port. Kernels pass over flags that they do not
     know."""
     inner = b"".join(attribute(kind, bytes([value])) for kind, value in flags.items())
-    info = _text(IFLA_INFO_SLAVE_KIND, "bridge") + _nested(IFLA_INFO_SLAVE_DATA, inner)
-    return Message(RTM_NEWLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + _nested(IFLA_LINKINFO, info))
+    info = _text(IFLA_INFO_SLAVE_KIND, "bridge") + nested(IFLA_INFO_SLAVE_DATA, inner)
+    return Message(RTM_NEWLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + nested(IFLA_LINKINFO, info))
 
 
 def link_alias(index: int, alias: str) -> Message:
@@ -160,7 +173,7 @@ def link_group(index: int, group: int) -> Message:
 def port_close(index: int) -> Message:
     """Not a frame comes in or goes out by this port of a bridge until its link changes, when the kernel opens it again.
     Free of the kernel's waits, which a link that goes down or leaves its bridge is not."""
-    state = _nested(IFLA_PROTINFO, attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED])))
+    state = nested(IFLA_PROTINFO, attribute(IFLA_BRPORT_STATE, bytes([BR_STATE_DISABLED])))
     return Message(RTM_SETLINK, 0, _LINK.pack(AF_BRIDGE, 0, index, 0, 0) + state)
 
 
@@ -184,8 +197,8 @@ def link_mac(index: int, mac: str) -> Message:
 
 def address_mode(index: int, mode: int) -> Message:
     """How the kernel makes the link-local address (IFLA_INET6_ADDR_GEN_MODE)."""
-    inner = _nested(AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([mode])))
-    return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + _nested(IFLA_AF_SPEC, inner))
+    inner = nested(AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([mode])))
+    return Message(RTM_SETLINK, 0, _LINK.pack(AF_UNSPEC, 0, index, 0, 0) + nested(IFLA_AF_SPEC, inner))
 
 
 # -- addresses, routes, forwarding ---------------------------------------------------------------------------------

@@ -10,11 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Self
 
-from weave_router.host.rtnl import Message, address_list, attributes, link_get, link_list
+from weave_router.host.rtnl import NETLINK_HEAD, Message, address_list, attributes, framed, link_get, link_list
 from weave_router.host.rtnl_numbers import (
     IFA_ADDRESS,
     IFA_LOCAL,
-    NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_DONE,
@@ -24,7 +23,6 @@ from weave_router.host.rtnl_numbers import (
 )
 from weave_router.limits import RTNL_MESSAGES
 
-_HEAD: Final = struct.Struct("=IHHII")
 _READ_BYTES: Final = 64 * 1024
 _SECONDS: Final = 5.0
 """The kernel answers within the send; this only bounds what should never happen."""
@@ -61,9 +59,7 @@ class Rtnl:
         interpreter's lock."""
         first = self._sequence + 1
         last = self._sequence = self._sequence + len(messages)
-        self._socket.send(b"".join(
-            _HEAD.pack(_HEAD.size + len(m.body), m.kind, m.flags | NLM_F_REQUEST | (n == last and NLM_F_ACK), n, 0)
-            + m.body for n, m in enumerate(messages, start=first)))  # fmt: skip
+        self._socket.send(framed(messages, first, last))
         codes: dict[int, int] = {}
         while last not in codes:
             for kind, sequence, body in self._read():
@@ -104,7 +100,8 @@ class Rtnl:
 
     def _send(self, message: Message, flags: int) -> None:
         self._sequence += 1
-        head = _HEAD.pack(_HEAD.size + len(message.body), message.kind, message.flags | flags, self._sequence, 0)
+        length = NETLINK_HEAD.size + len(message.body)
+        head = NETLINK_HEAD.pack(length, message.kind, message.flags | flags, self._sequence, 0)
         self._socket.send(head + message.body)
 
     def _ask(self, message: Message, flags: int) -> tuple[bytes, int]:
@@ -118,8 +115,8 @@ class Rtnl:
         """What the kernel sent: whoever else writes to the socket (a pod's root could) is not listened to."""
         data, sender = self._socket.recvfrom(_READ_BYTES)
         found, at = [], 0
-        while sender[0] == 0 and at + _HEAD.size <= len(data):
-            length, kind, _, sequence, _ = _HEAD.unpack_from(data, at)
-            found.append((kind, sequence, data[at + _HEAD.size : at + length]))
+        while sender[0] == 0 and at + NETLINK_HEAD.size <= len(data):
+            length, kind, _, sequence, _ = NETLINK_HEAD.unpack_from(data, at)
+            found.append((kind, sequence, data[at + NETLINK_HEAD.size : at + length]))
             at += (length + 3) & ~3
         return found
