@@ -257,7 +257,7 @@ def test_a_translated_connection_outlives_the_router(world: World, family: int) 
     server.stdin.write("\n")
     server.stdin.flush()
     assert client.stdout.readline() == "reset\n"
-    assert kept(world.a, family, 81)[0] <= 600
+    assert kept(world.a, family, 81)[0] <= 150
     kill_process(server)
     kill_process(client)
     flush(world.a)

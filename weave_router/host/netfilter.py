@@ -17,7 +17,7 @@ from weave_router.host import translated
 from weave_router.host.elements import Element, added, deleted, packed, text
 from weave_router.host.names import PORT_PREFIX
 from weave_router.host.rtnl import Message
-from weave_router.host.translated import ANSWERS, LASTING_MARK, SERVICE_MARK
+from weave_router.host.translated import ANSWERS, KEPT
 
 TABLE: Final = "weave_router"
 FAMILIES: Final = ("bridge", "inet")
@@ -202,6 +202,10 @@ def _forward(plan: TablesPlan) -> str:
     """Marks what may go to pods whatever others' tables say, for the rules that forwarding.py puts there; and, behind
     the translation of sources, what translated.py notes."""
     mark, rest = f"{FORWARD_MARK:#010x}", f"{~FORWARD_MARK & 0xFFFFFFFF:#010x}"
+    kept = "\n".join(
+        f"    {f'ct expiration > {more} ' if more else ''}meta mark set meta mark | {bits:#010x} return"
+        for bits, more, _ in KEPT
+    )
     return f"""  chain forward {{
     type filter hook forward priority -300; policy accept;
     oifname "{plan.bridge}" ct state established,related meta mark set meta mark | {mark}
@@ -216,8 +220,7 @@ def _forward(plan: TablesPlan) -> str:
     iifname "{plan.bridge}" oifname "{plan.bridge}" ct direction original ct status & (snat | dnat) == dnat jump service
   }}
   chain service {{
-    meta mark set meta mark | {SERVICE_MARK:#010x}
-    ct expiration > 1h meta mark set meta mark | {LASTING_MARK:#010x}
+{kept}
   }}"""
 
 

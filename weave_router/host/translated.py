@@ -16,15 +16,12 @@ from typing import Final
 from weave_router.limits import TRANSLATED_CONNECTIONS, TRANSLATED_PAIRS
 
 ANSWERS: Final = "weave_router_answers"
-SERVICE_MARK: Final = 0x04000000
-"""Bit of the packet mark from postrouting to the bridge's output: translated, and its source is not."""
-LASTING_MARK: Final = 0x08000000
-"""Likewise: conntrack keeps this one for more than an hour."""
-_SHORT: Final = "10m"
-"""More than conntrack keeps what is not an established stream of TCP or SCTP. A note too many costs a detour: the host
-then routes what it would have bridged."""
-_LASTING: Final = "5d"
-"""As conntrack keeps an established TCP connection of which nothing is heard."""
+MARKED: Final = 0x0C000000
+"""Bits of the packet mark from postrouting to the bridge's output, on what is translated and whose source is not."""
+KEPT: Final = ((0x0C000000, "1h", "5d"), (0x08000000, "130s", "61m"), (0x04000000, "", "150s"))
+"""(Those bits, what conntrack keeps for more than this, how long the note of it is kept.) A note lives longer than what
+conntrack knows, and little: one too many sends an answer by way of the host, which has nothing to translate in it."""
+_SHORTEST: Final = KEPT[-1][2]
 _FAMILIES: Final = (
     # Suffix, family, key of a connection after addresses, fragments, errors that a pod sends about what it was sent.
     ("4", "ip", "ip protocol", "ip frag-off & 0x3fff != 0", "icmp type { destination-unreachable, time-exceeded }"),
@@ -49,9 +46,9 @@ flush {table}
   chain host {{ ether daddr set {mac} meta pkttype set host; }}
 {chains}  chain output {{
     type filter hook output priority 0; policy accept;
-    meta mark & {SERVICE_MARK:#010x} == 0 return
+    meta mark & {MARKED:#010x} == 0 return
     meta protocol vmap {{ ip : jump note4, ip6 : jump note6 }}
-    meta mark set meta mark & {~(SERVICE_MARK | LASTING_MARK) & 0xFFFFFFFF:#010x}
+    meta mark set meta mark & {~MARKED & 0xFFFFFFFF:#010x}
   }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
@@ -68,18 +65,20 @@ def _chains(n: str, ip: str, protocol: str, fragment: str, error: str) -> str:
     more. A client of UDP need not either, so there the answers keep it."""
     noted = f"{ip} daddr . {ip} saddr . {protocol} . th dport . th sport"
     seen = f"{ip} saddr . {ip} daddr . {protocol} . th sport . th dport"
-    lasting = f"meta mark & {LASTING_MARK:#010x}"
+    notes = "\n".join(
+        f"    meta mark & {MARKED:#010x} == {mark:#010x} update @connections{n} {{ {noted} timeout {kept} }}"
+        for mark, _, kept in KEPT
+    )
     return f"""  chain note{n} {{
-    update @pairs{n} {{ {ip} daddr . {ip} saddr timeout {_LASTING} }}
-    {lasting} == 0 update @connections{n} {{ {noted} timeout {_SHORT} }}
-    {lasting} != 0 update @connections{n} {{ {noted} timeout {_LASTING} }}
+    update @pairs{n} {{ {ip} daddr . {ip} saddr timeout {KEPT[0][2]} }}
+{notes}
   }}
   chain answer{n} {{
     {fragment} goto host
     {error} goto host
     {seen} != @connections{n} return
-    meta l4proto udp update @connections{n} {{ {seen} timeout {_SHORT} }}
-    tcp flags & rst == rst update @connections{n} {{ {seen} timeout {_SHORT} }}
+    meta l4proto udp update @connections{n} {{ {seen} timeout {_SHORTEST} }}
+    tcp flags & rst == rst update @connections{n} {{ {seen} timeout {_SHORTEST} }}
     goto host
   }}
 """
