@@ -18,9 +18,10 @@ WAIT_SECONDS: Final = 180
 
 
 def router_pods(cluster: Cluster) -> dict[str, dict[str, Any]]:
-    """Those that are not being deleted, by their nodes' names."""
+    """Those that are not being deleted, by the names of the nodes that they were given."""
     found = cluster.get("pods", *SYSTEM, "-l", "name=weave-router")
-    return {pod["spec"]["nodeName"]: pod for pod in found if "deletionTimestamp" not in pod["metadata"]}
+    kept = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    return {pod["spec"]["nodeName"]: pod for pod in kept if "nodeName" in pod["spec"]}
 
 
 def router_pod(cluster: Cluster, node: Node) -> str:

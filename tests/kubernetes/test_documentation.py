@@ -71,7 +71,7 @@ def test_symptom_udp_is_blocked(cluster: Cluster, serving: dict[str, Pod]) -> No
 
 def router_of(cluster: Cluster, node: str) -> str:
     found = cluster.get("pods", "-n", "kube-system", "-l", "name=weave-router")
-    return str(next(pod["metadata"]["name"] for pod in found if pod["spec"]["nodeName"] == node))
+    return str(next(pod["metadata"]["name"] for pod in found if pod["spec"].get("nodeName") == node))
 
 
 def test_symptom_the_rights_are_gone(cluster: Cluster, serving: dict[str, Pod]) -> None:
