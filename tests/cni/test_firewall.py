@@ -51,6 +51,21 @@ for address in sys.argv[1:]:
 """
 
 
+ONE_PORT = """
+import socket, sys
+source = ("", 50123)
+for address in sys.argv[1:]:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1] + 7 * [0]))  # no end waits for late packets
+        client.settimeout(5)
+        client.bind(source)
+        try:
+            client.connect((address, 80))
+            print(client.recv(99).decode())
+        except OSError as error:
+            print(type(error).__name__)
+"""
 UDP_SERVER = """
 import socket
 server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -83,7 +98,7 @@ print(address[0], flush=True)
 input()
 client.sendall(b"later")
 input()
-client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\\1\\0\\0\\0\\0\\0\\0\\0")  # close is a reset
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1] + 7 * [0]))  # close is a reset
 client.close()
 input()
 """
@@ -237,6 +252,14 @@ def test_answers_come_back_through_the_host_without_bridge_netfilter(world: Worl
     flush(world.a)
 
 
+def test_a_pod_reaches_itself_where_nobody_else_masquerades(world: World) -> None:
+    world.bridge_netfilter(False)
+    world.service(world.a, world.near)
+    world.a.run(["nft", "flush", "chain", "inet", "services", "postrouting"])
+    assert ask(world.near, SERVICE4, SERVICE6) == ["10.32.1.1", bridge6(world.a)]
+    flush(world.a)
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_translated_connection_outlives_the_router(world: World, family: int) -> None:
     """Without bridge netfilter, also if its server is the first to speak; a reset ends what is kept of it soon."""
@@ -260,6 +283,19 @@ def test_a_translated_connection_outlives_the_router(world: World, family: int) 
     assert kept(world.a, family, 81)[0] <= 150
     kill_process(server)
     kill_process(client)
+    flush(world.a)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_port_is_used_again_for_the_pod_behind_the_service(world: World, family: int) -> None:
+    """A connection to a Service ends, and the next from that port goes to the same pod directly."""
+    world.bridge_netfilter(False)
+    own = world.near.v4 if family == 4 else world.near.v6
+    for target in (world.other, world.far):
+        world.service(world.a, target)
+        service, direct = (SERVICE4, target.v4) if family == 4 else (SERVICE6, target.v6)
+        done = world.near.run(["python3", "-S", "-c", ONE_PORT, service, direct, service], timeout=30)
+        assert done.stdout.split() == [own] * 3, target
     flush(world.a)
 
 

@@ -20,9 +20,10 @@ from kernel.host_world import TABLES, UNIVERSE6, Node, everything, plan_of
 from lab.frames import Station, Wire, forged, honest, open_raw
 
 from weave_router import limits
-from weave_router.host import netfilter, pod_driver, sysctl_driver, tap_driver
+from weave_router.host import elements, netfilter, pod_driver, sysctl_driver, tap_driver
 from weave_router.host.faults import Fault, HostError
 from weave_router.host.names import port_name
+from weave_router.host.netfilter import PortGuard
 from weave_router.host.netlink_driver import find
 from weave_router.host.pod import PodPlan
 
@@ -295,6 +296,30 @@ def test_verify_names_what_changed_at_a_port(pods: Pods) -> None:
         f"locked of {port} is not 1",
     ]
     assert pods.node.netns.call(pod_driver.verify, pods.node.rtnl, replace(pods.plan_b, port="x")) == ["x is gone"]
+
+
+def test_guards_change_all_or_none(pods: Pods) -> None:
+    """What the kernel refuses, before or behind what it would do, and what it does not answer."""
+    node, stranger = pods.node, PortGuard("vethwrx", "0a:58:0a:20:00:77", (IPv4Address("10.32.0.119"),))
+    nowhere = elements.added("bridge", "weave_router", "nowhere", [elements.packed(("vethwrx",))])
+    before = node.elements()
+    both = [*netfilter.guards_added([stranger]), *nowhere], [*nowhere, *netfilter.guards_added([stranger])]
+    for messages in (*both, netfilter.guards_removed([stranger])):
+        with pytest.raises(HostError, match="No such file"):
+            node.netns.call(node.nft.change, messages, "try")
+        assert node.elements() == before
+    answering = node.nft._socket
+    silent, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with silent, other:
+        silent.settimeout(0.05)
+        node.nft._socket = silent
+        with pytest.raises(HostError, match="timed out"):
+            node.nft.change(nowhere, "try")
+        node.nft._socket = answering
+    node.netns.call(node.nft.change, netfilter.guards_added([stranger]), "try")
+    assert "10.32.0.119" in node.elements()
+    node.netns.call(node.nft.change, netfilter.guards_removed([stranger]), "try")
+    assert node.elements() == before
 
 
 def test_what_leaves_the_universe_is_masqueraded(pods: Pods, make_netns: Callable[[], Netns]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from kubernetes import pods, product, reference
 from kubernetes.cluster import Cluster, wait_for
 from kubernetes.conftest import Pod
+from kubernetes.rollout import router_pod
 from kubernetes.test_away import wait_recovered
 from kubernetes.typed import typed
 from quality import promises
@@ -53,7 +54,7 @@ def test_symptom_udp_is_blocked(cluster: Cluster, serving: dict[str, Pod]) -> No
     rules = f"add table inet blocked; add chain inet blocked in {{ type filter hook input priority 0; }}; " \
             f"add rule inet blocked in ip saddr {far.v4} udp dport 6783 drop; " \
             f"add rule inet blocked in ip6 saddr {far.v6} udp dport 6783 drop"
-    line = f"kubectl -n kube-system exec {router_of(cluster, near.name)} -- weave-router status connections"
+    line = f"kubectl -n kube-system exec {router_pod(cluster, near)} -- weave-router status connections"
     cluster.nodes[0].run("nft", rules)
     reason = re.compile(r"no-proof|path-silent|path-lost|unreachable")
     packet = ("ping", "-c", "1", "-W", "1", serving[far.name].addresses[0])
@@ -67,11 +68,6 @@ def test_symptom_udp_is_blocked(cluster: Cluster, serving: dict[str, Pod]) -> No
         cluster.nodes[0].run("nft", "delete table inet blocked")
     wait_for("all is established again", lambda: not said(), 60, 0)
     serving[near.name].run(*packet)
-
-
-def router_of(cluster: Cluster, node: str) -> str:
-    found = cluster.get("pods", "-n", "kube-system", "-l", "name=weave-router")
-    return str(next(pod["metadata"]["name"] for pod in found if pod["spec"].get("nodeName") == node))
 
 
 def test_symptom_the_rights_are_gone(cluster: Cluster, serving: dict[str, Pod]) -> None:

@@ -8,14 +8,10 @@ from pathlib import Path
 from kubernetes import pods, product
 from kubernetes.cluster import Cluster, Node, run, wait_for
 from kubernetes.conftest import Pod
+from kubernetes.rollout import router_pods
 from kubernetes.test_services import bracketed, from_netns
 
 MARKER = "weave-marker-for-the-wire-0123456789"
-
-
-def router_pods(cluster: Cluster) -> dict[str, dict]:  # type: ignore[type-arg]
-    found = cluster.get("pods", "-n", "kube-system", "-l", "name=weave-router")
-    return {pod["spec"]["nodeName"]: pod for pod in found}
 
 
 def test_exec_and_logs(cluster: Cluster, serving: dict[str, Pod]) -> None:

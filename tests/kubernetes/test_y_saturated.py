@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kubernetes import pods, product
 from kubernetes.cluster import Cluster, wait_for
-from kubernetes.test_life import router_pods
+from kubernetes.rollout import router_pods
 
 SATURATED_SECONDS = 120
 """That each CPU works; not less in the short form: liveness is given up after 6 failures, 10 s apart."""

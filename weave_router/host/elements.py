@@ -55,7 +55,7 @@ def _packed(part: Part) -> bytes:
     if isinstance(part, str):
         return part.encode().ljust(_NAME_BYTES, b"\0")
     if isinstance(part, bytes):
-        return part.ljust(-len(part) % 4 + len(part), b"\0")
+        return part + bytes(-len(part) % 4)
     return part.to_bytes(16, "big") if isinstance(part, int) else part.packed
 
 

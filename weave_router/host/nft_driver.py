@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from errno import ETIMEDOUT
 from typing import Any, Final
 
 from weave_router.host.elements import BEGIN, END
@@ -71,7 +72,7 @@ class Nft:
             self._socket.send(framed((BEGIN, *messages, END), first, answered=last - 1))
             code = self._outcome(first, last - 1)
         except OSError as error:  # no room for so much in one send, or no answer
-            code = error.errno or 0
+            code = error.errno or ETIMEDOUT
         if code:
             raise _refused(operation, TABLE, f"Error: {os.strerror(code)}")
 

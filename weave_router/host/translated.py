@@ -39,12 +39,18 @@ def text(mac: str) -> str:
         for n, ip, protocol, _, _ in _FAMILIES
     )
     chains = "".join(_chains(*family) for family in _FAMILIES)
+    # Bridged, so not translated: a note of an earlier connection from the same port to the same pod would mislead it.
+    opened = "".join(
+        f"    delete @connections{n} {{ {_noted(ip, protocol)} }}\n" for n, ip, protocol, _, _ in _FAMILIES
+    )
     return f"""{table} {{
 {sets}}}
 flush {table}
 {table} {{
   chain host {{ ether daddr set {mac} meta pkttype set host; }}
-{chains}  chain output {{
+{chains}  chain opened {{
+{opened}  }}
+  chain output {{
     type filter hook output priority 0; policy accept;
     meta mark & {MARKED:#010x} == 0 return
     meta protocol vmap {{ ip : jump note4, ip6 : jump note6 }}
@@ -52,6 +58,7 @@ flush {table}
   }}
   chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
+    tcp flags & (syn | ack) == syn jump opened
     ip saddr . ip daddr @pairs4 jump answer4
     ip6 saddr . ip6 daddr @pairs6 jump answer6
   }}
@@ -59,11 +66,16 @@ flush {table}
 """
 
 
+def _noted(ip: str, protocol: str) -> str:
+    """The key of what will answer this packet."""
+    return f"{ip} daddr . {ip} saddr . {protocol} . th dport . th sport"
+
+
 def _chains(n: str, ip: str, protocol: str, fragment: str, error: str) -> str:
     """Fragments bear no ports and errors those of what they are about: all of the pair go to the host, which lets
     through what it did not translate. A connection that its server resets is no longer kept: its client says nothing
     more. A client of UDP need not either, so there the answers keep it."""
-    noted = f"{ip} daddr . {ip} saddr . {protocol} . th dport . th sport"
+    noted = _noted(ip, protocol)
     seen = f"{ip} saddr . {ip} daddr . {protocol} . th sport . th dport"
     notes = "\n".join(
         f"    meta mark & {MARKED:#010x} == {mark:#010x} update @connections{n} {{ {noted} timeout {kept} }}"
